@@ -1,0 +1,1 @@
+"""What producers, worker and subscribers share. Imports nothing of `worker`."""

@@ -1,0 +1,115 @@
+"""Settings: from the environment (and `.env`), frozen, validated once, all violations reported together."""
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import SettingsError
+
+_DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZES = {"b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
+
+
+def _duration(value: Any) -> Any:
+    """`"90"` (seconds), `"20s"`, `"15m"`, `"12h"`, `"90d"` → timedelta."""
+    if isinstance(value, timedelta):
+        return value
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?", str(value).strip().lower())
+    if not found:
+        raise ValueError("expected seconds, or a number with a unit: 20s, 15m, 12h, 90d")
+    return timedelta(seconds=float(found[1]) * _DURATIONS[found[2] or "s"])
+
+
+def _size(value: Any) -> Any:
+    """`"1048576"` (bytes), `"512KiB"`, `"1MiB"` → int."""
+    found = re.fullmatch(r"([0-9]+)\s*(b|[kmg]i?b)?", str(value).strip().lower())
+    if not found:
+        raise ValueError("expected bytes, or a number with a unit: 512KiB, 1MiB")
+    return int(found[1]) * _SIZES[found[2] or "b"]
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Size = Annotated[int, BeforeValidator(_size)]
+TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+
+
+class Settings(BaseSettings):
+    """Every setting, under its environment variable's name (in lower case here)."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+
+    kafka_bootstrap_servers: str | None = Field(
+        None, min_length=1, description="Kafka brokers, host:port, comma-separated"
+    )
+    database_url: SecretStr | None = Field(
+        None, description="the Postgres database, postgresql://user:password@host:port/name"
+    )
+    worker_group: str = Field("measurement-update-worker", min_length=1, description="consumer group")
+    worker_updates_topic: TopicName = Field("measurement-updates", description="input topic")
+    worker_updated_topic: TopicName = Field("measurement-updated", description="topic of the answers")
+    worker_rejected_topic: TopicName = Field("measurement-updates-rejected", description="topic of the rejected")
+    worker_partitions: int = Field(4, ge=1, le=10_000, description="partitions of a topic that `topics` creates")
+    worker_replication: int = Field(
+        -1, ge=-1, le=100, description="replication factor of a topic that `topics` creates; -1: the broker's default"
+    )
+    worker_source: str = Field(
+        "measurement-update-worker", min_length=1, description="CloudEvents source of the answers"
+    )
+    worker_session_timeout_ms: int = Field(
+        10_000, ge=1_000, le=1_800_000, description="a worker that is silent for this long loses its partitions (ms)"
+    )
+    worker_max_event_bytes: Size = Field(
+        1024**2, ge=1024, le=64 * 1024**2, description="a larger value (decompressed) is rejected as too_large"
+    )
+    worker_identity_retention: Duration = Field(
+        timedelta(days=90), description="the same event within this time is a duplicate"
+    )
+    worker_history_retention: Duration = Field(timedelta(days=90), description="stored answers are kept this long")
+    worker_drain_timeout: Duration = Field(
+        timedelta(seconds=20), description="SIGTERM ends the process within this time, whatever is away"
+    )
+    worker_batch_records: int = Field(
+        2_000, ge=1, le=100_000, description="at most this many records in one transaction"
+    )
+    worker_batch_bytes: Size = Field(
+        8 * 1024**2, ge=1024, description="at most this many bytes of values in one transaction (one record at least)"
+    )
+    worker_log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
+    )
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> "Settings":
+        topics = (self.worker_updates_topic, self.worker_updated_topic, self.worker_rejected_topic)
+        if len(set(topics)) != len(topics):
+            raise ValueError(f"the three topics must differ, found {', '.join(topics)}")
+        return self
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Raises SettingsError where the variable is missing."""
+        if self.kafka_bootstrap_servers is None:
+            raise SettingsError("KAFKA_BOOTSTRAP_SERVERS: expected brokers as host:port, found nothing")
+        return self.kafka_bootstrap_servers
+
+    @property
+    def dsn(self) -> str:
+        """Raises SettingsError where the variable is missing."""
+        if self.database_url is None:
+            raise SettingsError("DATABASE_URL: expected postgresql://user:password@host:port/name, found nothing")
+        return self.database_url.get_secret_value()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and `.env`; `overrides` win. Raises SettingsError naming every violation."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for violation in error.errors():
+            name = ".".join(str(part) for part in violation["loc"]).upper() or "SETTINGS"
+            lines.append(f"{name}: {violation['msg']}, found {violation['input']!r}")
+        raise SettingsError("\n".join(lines)) from None
