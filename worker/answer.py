@@ -1,0 +1,167 @@
+"""What is emitted for a record, and what is stored to emit it again byte for byte. Pure."""
+
+import hashlib
+from dataclasses import dataclass
+
+import orjson
+
+from contracts.events import UPDATED_TYPE, rejection_detail
+from worker.record import Rejection
+
+_RECORD_OVERHEAD = 61 + 5 * 6
+"""Kafka's batch header, and a record's lengths and deltas at their longest (KIP-98, message format v2)."""
+_HEADER_OVERHEAD = 2 * 5
+MAX_KEPT_BYTES = 64 * 1024
+"""A key, or all headers together, over this are left out of the rejected record."""
+
+
+Headers = list[tuple[str, bytes | None]]
+
+
+@dataclass(slots=True)
+class Answer:
+    """One record to emit."""
+
+    offset: int
+    """Of the record that is answered."""
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    arrival: int
+    previous: tuple[int, int] | None = None
+    """(lane, offset) of the measurement's answer before this one: that one goes out first."""
+
+
+@dataclass(slots=True)
+class Cause:
+    """Where an answer comes from: the record and the event's identity."""
+
+    topic: str
+    partition: int
+    offset: int
+    arrival: int
+    source: str
+    id: str
+    traceparent: str | None
+
+
+@dataclass(slots=True)
+class StoredRejection:
+    """A rejected record as it is stored and emitted; a header name is raw bytes."""
+
+    offset: int
+    arrival: int
+    key: bytes | None
+    value: bytes | None
+    header_names: list[bytes]
+    header_values: list[bytes | None]
+    code: str
+    detail: bytes
+    truncated: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What the answers of one lane have in common, and what their topics take (bytes of a batch of one record)."""
+
+    updates_topic: str
+    updated_topic: str
+    rejected_topic: str
+    source: str
+    max_updated_bytes: int = 8 * 1024**2
+    max_rejected_bytes: int = 8 * 1024**2
+
+
+def wire_size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    """An upper bound of what a batch of this one record takes, in bytes."""
+    size = _RECORD_OVERHEAD + len(key or b"") + len(value or b"")
+    for name, content in headers:
+        size += len(name.encode()) + len(content or b"") + _HEADER_OVERHEAD
+    return size
+
+
+def updated_answer(
+    form: AnswerForm,
+    cause: Cause,
+    measurement_id: str,
+    updated_at: str,
+    revision: int,
+    changed: str,
+    model: bytes,
+    previous: tuple[int, int] | None,
+    source: str,
+) -> Answer:
+    """A measurement updated event: binary CloudEvent (Kafka protocol binding 1.0)."""
+    key = measurement_id.encode()
+    headers: Headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", b"%b/%d/%d@%d" % (cause.topic.encode(), cause.partition, cause.offset, cause.arrival)),
+        ("ce_source", source.encode()),
+        ("ce_type", UPDATED_TYPE.encode()),
+        ("ce_subject", key),
+        ("ce_time", updated_at.encode()),
+        ("content-type", b"application/json"),
+        ("ce_revision", b"%d" % revision),
+        ("ce_changed", changed.encode()),
+        ("ce_causationid", cause.id.encode()),
+        ("ce_causationsource", cause.source.encode()),
+    ]
+    if cause.traceparent is not None:
+        headers.append(("traceparent", cause.traceparent.encode()))
+    return Answer(cause.offset, form.updated_topic, key, model, headers, cause.arrival, previous)
+
+
+def stored_rejection(rejection: Rejection, form: AnswerForm) -> StoredRejection:
+    """A rejection → what is kept and sent: everything as received, or cut to what the topic takes, saying so."""
+    record = rejection.record
+    key, value, received = record.key, record.value, list(record.headers)
+    left_out = []
+    if key is not None and len(key) > MAX_KEPT_BYTES:
+        key, left_out = None, ["key"]
+    if sum(len(_raw(name)) + len(content or b"") for name, content in received) > MAX_KEPT_BYTES:
+        received, left_out = [], [*left_out, "headers"]
+    stored = StoredRejection(
+        offset=record.offset,
+        arrival=rejection.arrival,
+        key=key,
+        value=value,
+        header_names=[_raw(name) for name, _ in received],
+        header_values=[content for _, content in received],
+        code=rejection.code,
+        detail=rejection_detail(rejection.message, rejection.violations, rejection.total),
+        truncated=None,
+    )
+    answer = rejected_answer(stored, form, record.partition)
+    excess = wire_size(answer.key, answer.value, answer.headers) - form.max_rejected_bytes
+    if left_out or excess > 0:
+        whole = value or b""
+        truncated = {"length": len(whole), "sha256": hashlib.sha256(whole).hexdigest(), "left_out": left_out}
+        stored.truncated = orjson.dumps(truncated)
+        excess += len(stored.truncated) + len("rejection-truncated") + _HEADER_OVERHEAD
+        if excess > 0:
+            stored.value = whole[: max(0, len(whole) - excess)]
+    return stored
+
+
+def rejected_answer(stored: StoredRejection, form: AnswerForm, partition: int) -> Answer:
+    """A rejected record: as received, with the reason. Where a name stands twice the last counts: ours come last."""
+    headers: Headers = [
+        (name.decode("utf-8", "backslashreplace"), content)
+        for name, content in zip(stored.header_names, stored.header_values, strict=True)
+    ]
+    headers += [
+        ("rejection-code", stored.code.encode()),
+        ("rejection-detail", stored.detail),
+        ("rejection-topic", form.updates_topic.encode()),
+        ("rejection-partition", b"%d" % partition),
+        ("rejection-offset", b"%d" % stored.offset),
+        ("rejection-timestamp", b"%d" % stored.arrival),
+    ]
+    if stored.truncated is not None:
+        headers.append(("rejection-truncated", stored.truncated))
+    return Answer(stored.offset, form.rejected_topic, stored.key, stored.value, headers, stored.arrival)
+
+
+def _raw(header_name: str) -> bytes:
+    return header_name.encode("utf-8", "surrogateescape")

@@ -1,0 +1,213 @@
+"""apply: the one Postgres transaction of a batch.
+
+1. move the lane on, if it is still ours and where we left it
+2. lock the measurements, in id order
+3. look identities up
+4. plan (pure)
+5. write rows, applied and rejected updates
+6. commit
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from worker.database import Connection
+from worker.errors import DependencyAway, LaneStopped, Superseded
+from worker.measurement import PATCHABLE, Measurement, measurement_of
+from worker.plan import Ground, KnownIdentity, Plan, plan
+from worker.record import Record, Rejection, Update
+from worker.sql import queries
+
+MAX_CLOCK_LEAD = 5 * 60 * 1000
+"""Milliseconds that a record may be ahead of the database's clock."""
+
+
+class AheadOfClock(Exception):
+    """A record of the batch is stamped too far ahead of the database's clock. Nothing was written."""
+
+    def __init__(self, latest: int) -> None:
+        super().__init__(latest)
+        self.latest = latest
+        """The latest arrival that is admitted now, in ms."""
+
+
+class NothingToJudgeBy(DependencyAway):
+    """`cell_measurements` is empty: the wrong database, or one that isn't filled yet."""
+
+
+@dataclass(slots=True)
+class LanePosition:
+    """A lane as its row in `lanes` has it, while we own it."""
+
+    lane: int
+    epoch: int
+    next_to_apply: int
+    latest_arrival: int
+    accepted_until: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """Decoded records in log order, and how far the log is read with them."""
+
+    events: Sequence[Update | Rejection]
+    next_offset: int
+    """Of the log: past the last record, and past transaction markers behind it."""
+
+
+def digest_of(record: Record) -> bytes:
+    """What a record is known by when the log is checked later on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (record.key, record.value):
+        digest.update(b"-" if part is None else b"%d:" % len(part))
+        digest.update(part or b"")
+    return digest.digest()
+
+
+async def apply(
+    connection: Connection, position: LanePosition, batch: Batch, ground: Ground, answered: int
+) -> Plan:
+    """Decide a batch for ever. On success `position` is moved; on any error it isn't, and nothing was written.
+
+    Raises Superseded (the lane isn't ours or isn't where we left it), AheadOfClock, NothingToJudgeBy, and what
+    asyncpg raises.
+    """
+    sql = queries()
+    updates = [event for event in batch.events if isinstance(event, Update)]
+    last = batch.events[-1] if batch.events else None
+    arrival = last.arrival if last else position.latest_arrival
+    async with connection.transaction():
+        moved = await connection.fetchrow(
+            sql["move_lane"],
+            position.lane,
+            position.epoch,
+            position.next_to_apply,
+            batch.next_offset,
+            min(answered, batch.next_offset),
+            last.record.offset if last else None,
+            last.record.timestamp if last else None,
+            digest_of(last.record) if last else None,
+            arrival,
+        )
+        if moved is None:
+            raise Superseded("the lane has another owner, or isn't where this worker left it")
+        latest = max(moved["clock"] + MAX_CLOCK_LEAD, position.accepted_until)
+        if last and arrival > latest:
+            raise AheadOfClock(latest)
+
+        measurements: dict[str, Measurement] = {}
+        identities: Mapping[bytes, list[KnownIdentity]] = {}
+        if updates:
+            ids = list({update.measurement_id for update in updates})
+            for row in await connection.fetch(sql["lock_measurements"], ids):
+                measurement = measurement_of(row)
+                measurements[measurement.id] = measurement
+            identities = await _find_identities(connection, updates)
+        if batch.events and not measurements and not await connection.fetchval(sql["any_measurement"]):
+            raise NothingToJudgeBy(
+                "table cell_measurements is empty, so nothing is judged: is DATABASE_URL the right database?"
+                " Fill the table, or point the worker at the right one"
+            )
+
+        result = plan(batch.events, measurements, identities, ground)
+
+        if result.measurements:
+            await _update_measurements(connection, result.measurements, ground.lane)
+        if result.applied:
+            await _insert_applied(connection, result, ground)
+        if result.rejected:
+            await _insert_rejected(connection, result, ground.lane)
+    position.next_to_apply = batch.next_offset
+    position.latest_arrival = arrival
+    return result
+
+
+def clock_stop(position: LanePosition, event: Update | Rejection, topic: str, partition: int) -> LaneStopped:
+    """The first record that isn't applied is stamped too far in the future."""
+    return LaneStopped(
+        f"record {topic}/{partition}/{event.record.offset} is stamped {event.arrival} ms, more than 5 minutes ahead of"
+        " the database's clock: mend the clocks (broker and database), wait until that time has come, or accept it:"
+        f" measurement-updates lanes accept {topic}/{partition} --why …"
+    )
+
+
+async def _find_identities(connection: Connection, updates: Sequence[Update]) -> Mapping[bytes, list[KnownIdentity]]:
+    found: defaultdict[bytes, list[KnownIdentity]] = defaultdict(list)
+    wanted = list({update.identity for update in updates})
+    for identity, content, arrival in await connection.fetch(queries()["find_identities"], wanted):
+        found[identity].append(KnownIdentity(content, arrival))
+    return found
+
+
+async def _update_measurements(connection: Connection, measurements: Sequence[Measurement], lane: int) -> None:
+    columns: list[list[Any]] = [[measurement.id for measurement in measurements]]
+    for field in PATCHABLE:
+        written = [field in measurement.written for measurement in measurements]
+        texts = [
+            None if not is_written or (text := measurement.fields[field]) is None else text.decode()
+            for measurement, is_written in zip(measurements, written, strict=True)
+        ]
+        if field in ("name", "notes"):
+            texts = [None if text is None else _string(text) for text in texts]
+        columns += [written, texts]
+    for field in PATCHABLE:
+        columns.append([measurement.positions[field] for measurement in measurements])
+    columns.append([measurement.updated_at for measurement in measurements])
+    columns.append([measurement.revision for measurement in measurements])
+    columns.append([measurement.last_answer and measurement.last_answer[1] for measurement in measurements])
+    await connection.execute(queries()["update_measurements"], *columns, lane)
+
+
+def _string(text: str) -> str:
+    """JSON text of a string → the string, as the text columns take it."""
+    value = orjson.loads(text)
+    assert isinstance(value, str)
+    return value
+
+
+async def _insert_applied(connection: Connection, result: Plan, ground: Ground) -> None:
+    applied = result.applied
+    await connection.execute(
+        queries()["insert_applied"],
+        ground.lane,
+        ground.form.source,
+        [row.update.record.offset for row in applied],
+        [row.update.arrival for row in applied],
+        [row.update.identity for row in applied],
+        [row.update.content for row in applied],
+        [row.update.measurement_id for row in applied],
+        [row.update.source for row in applied],
+        [row.update.id for row in applied],
+        [row.update.traceparent for row in applied],
+        [row.revision for row in applied],
+        [row.changed for row in applied],
+        [row.previous and row.previous[0] for row in applied],
+        [row.previous and row.previous[1] for row in applied],
+        [row.model.decode() for row in applied],
+    )
+
+
+async def _insert_rejected(connection: Connection, result: Plan, lane: int) -> None:
+    await connection.executemany(
+        queries()["insert_rejected"],
+        [
+            (
+                lane,
+                row.offset,
+                row.arrival,
+                row.key,
+                row.value,
+                row.header_names,
+                row.header_values,
+                row.code,
+                row.detail.decode(),
+                row.truncated and row.truncated.decode(),
+            )
+            for row in result.rejected
+        ],
+    )

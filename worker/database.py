@@ -1,0 +1,182 @@
+"""Sessions with Postgres: how they are opened, and the migrations."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import asyncpg
+
+from worker.errors import DependencyAway, Fatal
+from worker.sql import Migration, migrations
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+_MIGRATION_LOCK = 0x6D75_7064  # 'mupd': one migration at a time in this database
+
+_MODEL_COLUMNS = {
+    "id": "text",
+    "cell_instance_id": "text",
+    "name": "text",
+    "protocol": "jsonb",
+    "start_time": "timestamp with time zone",
+    "test_setup": "jsonb",
+    "step_labels_validated": "boolean",
+    "notes": "text",
+    "measurement_type": "text",
+    "properties": "jsonb",
+    "file_metadata": "jsonb",
+    "organization_id": "text",
+    "created_by": "text",
+    "created_by_email": "text",
+    "created_at": "timestamp with time zone",
+    "updated_at": "timestamp with time zone",
+}
+
+
+async def connect(dsn: str, *, application: str, timeout: float = 10) -> Connection:
+    """A session for commands. Raises DependencyAway where the database can't be reached or refuses for now."""
+    try:
+        return await asyncpg.connect(
+            dsn, timeout=timeout, server_settings={"application_name": application, "timezone": "UTC"}
+        )
+    except ValueError as error:  # the DSN's form
+        raise Fatal(f"DATABASE_URL: expected postgresql://user:password@host:port/name: {error}") from error
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise DependencyAway(f"Postgres can't be reached: {describe(error)}") from error
+
+
+async def connect_lane(dsn: str, *, application: str, timeout: float = 10) -> Connection:
+    """A lane's own session: marked as the worker's for the trigger, jsonb as text, times as microseconds since 2000.
+
+    lock_timeout: a REST transaction that stays open is waited for in slices, so that the lane can say so.
+    idle_in_transaction_session_timeout: a stopped process frees its rows even where nobody takes its lane over.
+    """
+    connection = await asyncpg.connect(
+        dsn,
+        timeout=timeout,
+        command_timeout=60,
+        server_settings={
+            "application_name": application,
+            "timezone": "UTC",
+            "measurement_updates.applying": "on",
+            "lock_timeout": "10s",
+            "idle_in_transaction_session_timeout": "60s",
+            "jit": "off",
+        },
+    )
+    # as integers they can be infinite or beyond year 9999 without an error here
+    await connection.set_type_codec(
+        "timestamptz", schema="pg_catalog", encoder=_to_tuple, decoder=_from_tuple, format="tuple"
+    )
+    return connection
+
+
+def _to_tuple(microseconds: int) -> tuple[int]:
+    return (microseconds,)
+
+
+def _from_tuple(value: tuple[int]) -> int:
+    return value[0]
+
+
+async def close(connection: Connection) -> None:
+    """Whatever state it is in; bounded."""
+    try:
+        async with asyncio.timeout(2):
+            await connection.close()
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()
+
+
+def describe(error: BaseException) -> str:
+    """One line for people: the SQLSTATE and what the server said, or the exception's own words."""
+    if isinstance(error, asyncpg.PostgresError) and error.sqlstate:
+        return f"{str(error).splitlines()[0] if str(error) else type(error).__name__} (SQLSTATE {error.sqlstate})"
+    return str(error) or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationReport:
+    """What `migrate` did."""
+
+    applied: Sequence[Migration]
+    present: int
+    """Version of the schema now."""
+
+
+async def migrate(connection: Connection) -> MigrationReport:
+    """Bring the schema up to date: one transaction, under an advisory lock; safe to run twice or by two at once.
+
+    Raises Fatal where the database is ahead of this version, or where a table that is there differs in its types.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+        await connection.execute("CREATE SCHEMA IF NOT EXISTS measurement_updates")
+        await connection.execute(
+            """CREATE TABLE IF NOT EXISTS measurement_updates.migrations (
+                   version integer PRIMARY KEY, name text NOT NULL, digest text NOT NULL,
+                   applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"""
+        )
+        done = {
+            row["version"]: row
+            for row in await connection.fetch("SELECT version, name, digest FROM measurement_updates.migrations")
+        }
+        known = {migration.version: migration for migration in migrations()}
+        if ahead := sorted(done.keys() - known.keys()):
+            raise Fatal(
+                f"the database is at migration {ahead[-1]}, this version knows {max(known)}:"
+                " use the newer version of measurement-updates"
+            )
+        for version, row in done.items():
+            if row["digest"] != known[version].digest:
+                raise Fatal(f"migration {version} ({row['name']}) was applied with another text than this version's")
+        await _check_model_columns(connection)
+        new = [migration for version, migration in known.items() if version not in done]
+        for migration in new:
+            await connection.execute(migration.text)
+            await connection.execute(
+                "INSERT INTO measurement_updates.migrations (version, name, digest) VALUES ($1, $2, $3)",
+                migration.version,
+                migration.name,
+                migration.digest,
+            )
+    return MigrationReport(new, max(known))
+
+
+async def schema_is_current(connection: Connection) -> bool:
+    """Every migration that this version needs is there (later ones may be, too: they stay readable for us)."""
+    if not await connection.fetchval("SELECT to_regclass('measurement_updates.migrations') IS NOT NULL"):
+        return False
+    present: Any = await connection.fetchval("SELECT max(version) FROM measurement_updates.migrations")
+    return present is not None and present >= max(migration.version for migration in migrations())
+
+
+async def _check_model_columns(connection: Connection) -> None:
+    """A `cell_measurements` that is there must have the model's columns with our types: say exactly what differs."""
+    rows = await connection.fetch(
+        """SELECT attname, format_type(atttypid, NULL) AS type FROM pg_attribute
+           WHERE attrelid = to_regclass('cell_measurements') AND attnum > 0 AND NOT attisdropped"""
+    )
+    if not rows:
+        return
+    found = {row["attname"]: row["type"] for row in rows}
+    ours = {
+        "revision": "bigint",
+        **{f"{field}_position": "bytea" for field in ("name", "protocol", "test_setup", "notes", "properties")},
+    }
+    differences = [
+        f"column {name}: expected {expected}, found {found.get(name, 'none')}"
+        for name, expected in _MODEL_COLUMNS.items()
+        if found.get(name) != expected
+    ] + [
+        f"column {name}: expected {expected}, found {found[name]}"
+        for name, expected in ours.items()
+        if name in found and found[name] != expected
+    ]
+    if differences:
+        raise Fatal(
+            "table cell_measurements is there, but isn't what the response model needs:\n  "
+            + "\n  ".join(differences)
+            + "\nAlter these columns, then run `measurement-updates migrate` again; nothing was changed"
+        )

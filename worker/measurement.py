@@ -1,0 +1,184 @@
+"""A row of `cell_measurements` while events are folded into it: its fields as JSON text, and the model as bytes. Pure.
+
+Fields stay the text that Postgres gave or orjson made: what no event touches is passed on to the answer as it stands
+(no number loses digits on the way), and nothing is parsed that isn't compared.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+
+from worker.record import Json, Position
+
+PATCHABLE = ("name", "protocol", "test_setup", "notes", "properties")
+MEASUREMENT_TYPES = ("time_series", "file", "properties")
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECONDS_TO_2000 = 946_684_800_000_000
+_FIRST, _LAST = -63_082_281_600_000_000, 252_455_615_999_999_999  # years 1 and 9999, as Postgres counts
+
+
+def timestamp_of(arrival: int) -> int:
+    """Milliseconds since 1970 → Postgres' microseconds since 2000."""
+    return arrival * 1000 - _MICROSECONDS_TO_2000
+
+
+def iso8601(timestamp: int) -> str:
+    """Postgres' microseconds since 2000 → `2026-01-31T12:00:00.123000Z`."""
+    return (_EPOCH + timedelta(microseconds=timestamp)).isoformat()[:-6] + "Z"
+
+
+def json_equal(left: Json, right: Json) -> bool:
+    """Equal as JSON values: Python's 3 == 3.0 is right, its True == 1 isn't."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, dict):
+        return (
+            isinstance(right, dict)
+            and left.keys() == right.keys()
+            and all(json_equal(value, right[key]) for key, value in left.items())
+        )
+    if isinstance(left, list):
+        return isinstance(right, list) and len(left) == len(right) and all(map(json_equal, left, right))
+    return bool(left == right)
+
+
+def read_json(text: bytes) -> Json:
+    """A field's JSON text → value. What REST wrote may hold numbers that orjson doesn't take (1e400)."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4_000 else float(digits))
+
+
+@dataclass(slots=True)
+class Measurement:
+    """One locked row. `fields` and `positions` have the five patchable names as keys; a field is JSON text or None."""
+
+    id: str
+    measurement_type: str | None
+    organization_id: str | None
+    fields: dict[str, bytes | None]
+    positions: dict[str, Position | None]
+    revision: int
+    updated_at: int | None
+    """Microseconds since 2000."""
+    last_answer: tuple[int, int] | None
+    """(lane, offset) of the answer to its last applied event."""
+    model_head: bytes
+    """The model's fields that no event changes, as the beginning of a JSON object."""
+    fault: str | None
+    """Why the response model can't express those fields; None where it can."""
+    written: set[str]
+    """The fields whose value in the database has to be replaced."""
+    applied: bool = False
+
+    def unreadable(self, fields: Mapping[str, bytes | None], updated_at: int | None) -> str | None:
+        """Why the model with these fields can't be expressed, None where it can."""
+        if self.fault:
+            return self.fault
+        name = fields["name"]
+        if name is None or not 1 <= len(orjson.loads(name)) <= 255:
+            return "name: expected 1 to 255 characters"
+        for field in ("protocol", "test_setup", "properties"):
+            text = fields[field]
+            if text is not None and not text.startswith(b"{"):
+                return f"{field}: expected an object or null"
+        if updated_at is None or not _FIRST <= updated_at <= _LAST:
+            return "updated_at: expected a finite time in the years 1 to 9999"
+        return None
+
+    def model(self, fields: Mapping[str, bytes | None], updated_at: int) -> bytes:
+        """The full response model as JSON."""
+        return b'%b,"updated_at":"%b","name":%b,"protocol":%b,"test_setup":%b,"notes":%b,"properties":%b}' % (
+            self.model_head,
+            iso8601(updated_at).encode(),
+            fields["name"] or b"null",
+            fields["protocol"] or b"null",
+            fields["test_setup"] or b"null",
+            fields["notes"] or b"null",
+            fields["properties"] or b"null",
+        )
+
+
+def measurement_of(row: Mapping[str, Any]) -> Measurement:
+    """A row as `lock_measurements` reads it: jsonb as text, times as microseconds since 2000."""
+    (
+        id_,
+        cell_instance_id,
+        name,
+        protocol,
+        start_time,
+        test_setup,
+        step_labels_validated,
+        notes,
+        measurement_type,
+        properties,
+        file_metadata,
+        organization_id,
+        created_by,
+        created_by_email,
+        created_at,
+        updated_at,
+        revision,
+        *positions,
+        answer_lane,
+        answer_offset,
+    ) = row.values()
+    fault = None
+    if cell_instance_id is None:
+        fault = "cell_instance_id: expected a string, found null"
+    elif measurement_type not in MEASUREMENT_TYPES:
+        fault = f"measurement_type: expected one of {', '.join(MEASUREMENT_TYPES)}, found {measurement_type!r}"
+    elif step_labels_validated is None:
+        fault = "step_labels_validated: expected true or false, found null"
+    elif created_at is None or not _FIRST <= created_at <= _LAST:
+        fault = "created_at: expected a finite time in the years 1 to 9999"
+    elif start_time is not None and not _FIRST <= start_time <= _LAST:
+        fault = "start_time: expected a finite time in the years 1 to 9999, or null"
+    elif file_metadata is not None and file_metadata != "null" and not file_metadata.startswith("{"):
+        fault = "file_metadata: expected an object or null"
+    head = b""
+    if fault is None:
+        head = orjson.dumps(
+            {
+                "id": id_,
+                "cell_instance_id": cell_instance_id,
+                "start_time": start_time if start_time is None else iso8601(start_time),
+                "step_labels_validated": step_labels_validated,
+                "measurement_type": measurement_type,
+                "file_metadata": file_metadata if file_metadata is None else orjson.Fragment(file_metadata),
+                "organization_id": organization_id,
+                "created_by": created_by,
+                "created_by_email": created_by_email,
+                "created_at": iso8601(created_at),
+            }
+        )[:-1]
+    return Measurement(
+        id=id_,
+        measurement_type=measurement_type,
+        organization_id=organization_id,
+        fields={
+            "name": None if name is None else orjson.dumps(name),
+            "protocol": _object_text(protocol),
+            "test_setup": _object_text(test_setup),
+            "notes": None if notes is None else orjson.dumps(notes),
+            "properties": _object_text(properties),
+        },
+        positions=dict(zip(PATCHABLE, positions, strict=True)),
+        revision=revision,
+        updated_at=updated_at,
+        last_answer=None if answer_lane is None else (answer_lane, answer_offset),
+        model_head=head,
+        fault=fault,
+        written=set(),
+    )
+
+
+def _object_text(text: str | None) -> bytes | None:
+    """SQL NULL and the JSON value null are the same to the model."""
+    return None if text is None or text == "null" else text.encode()

@@ -1,0 +1,260 @@
+"""plan: fold a batch's events, in log order, into new rows, answers and rejections. Pure: no clock, no I/O.
+
+Everything comes in as values: the locked rows, what is known of the identities, the limits. Whoever folds the same
+log over the same rows gets the same result, wherever the batches are cut.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import orjson
+
+from contracts.events import RejectionCode, Violation
+
+from worker.answer import (
+    Answer,
+    AnswerForm,
+    Cause,
+    StoredRejection,
+    rejected_answer,
+    stored_rejection,
+    updated_answer,
+    wire_size,
+)
+from worker.measurement import PATCHABLE, Measurement, iso8601, json_equal, read_json, timestamp_of
+from worker.record import Json, Rejection, Update
+
+
+class KnownIdentity(NamedTuple):
+    """An event that was applied: digest of its content, arrival in ms."""
+
+    content: bytes
+    arrival: int
+
+
+@dataclass(slots=True)
+class Applied:
+    """An event that was applied, as it is stored."""
+
+    update: Update
+    revision: int
+    changed: str
+    previous: tuple[int, int] | None
+    model: bytes
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one batch does. `answers` are in log order."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    """The rows to write: those to which an event was applied."""
+    applied: list[Applied] = field(default_factory=list)
+    rejected: list[StoredRejection] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    duplicates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the events are judged by, besides rows and identities."""
+
+    lane: int
+    partition: int
+    form: AnswerForm
+    identity_retention: int
+    """Milliseconds."""
+
+
+def plan(
+    events: Iterable[Update | Rejection],
+    measurements: Mapping[str, Measurement],
+    identities: Mapping[bytes, Sequence[KnownIdentity]],
+    ground: Ground,
+) -> Plan:
+    """Judge each event once. `measurements` are changed in place: they are this batch's own."""
+    result = Plan()
+    known = {identity: list(found) for identity, found in identities.items()}
+    for event in events:
+        outcome = event if isinstance(event, Rejection) else _judge(event, measurements, known, ground)
+        if outcome is None:
+            result.duplicates += 1
+        elif isinstance(outcome, Rejection):
+            stored = stored_rejection(outcome, ground.form)
+            result.rejected.append(stored)
+            result.answers.append(rejected_answer(stored, ground.form, ground.partition))
+        else:
+            applied, answer = outcome
+            known.setdefault(applied.update.identity, []).append(
+                KnownIdentity(applied.update.content, applied.update.arrival)
+            )
+            result.applied.append(applied)
+            result.answers.append(answer)
+    result.measurements = [measurement for measurement in measurements.values() if measurement.applied]
+    return result
+
+
+def _judge(
+    update: Update,
+    measurements: Mapping[str, Measurement],
+    known: Mapping[bytes, Sequence[KnownIdentity]],
+    ground: Ground,
+) -> tuple[Applied, Answer] | Rejection | None:
+    """One event, in the contract's order of codes. None: a duplicate."""
+    measurement = measurements.get(update.measurement_id)
+    organization = update.organization_id
+    if organization is not None and (measurement is None or measurement.organization_id != organization):
+        # before identities: nothing of another organization's events may show
+        return _not_found(update)
+
+    earlier = [
+        seen
+        for seen in known.get(update.identity, ())
+        if abs(update.arrival - seen.arrival) < ground.identity_retention
+    ]
+    if earlier:
+        if any(seen.content == update.content for seen in earlier):
+            return None
+        return _reject(
+            update,
+            "event_id_reused",
+            f"the event {update.id!r} of source {update.source!r} was applied to this measurement with another content:"
+            " expected a new id for a new update",
+            path="ce_id",
+            expected="an id that this source hasn't used for this measurement",
+            found=update.id,
+        )
+    if measurement is None:
+        return _not_found(update)
+    if update.patch.get("properties") is not None and measurement.measurement_type != "properties":
+        return _reject(
+            update,
+            "properties_not_allowed",
+            "$.properties: expected only where measurement_type is 'properties', this measurement's is"
+            f" {measurement.measurement_type!r}",
+            path="$.properties",
+            expected="no properties: the measurement's measurement_type isn't 'properties'",
+            found=update.patch["properties"],
+        )
+    if update.expected_revision is not None and update.expected_revision != measurement.revision:
+        return _reject(
+            update,
+            "revision_conflict",
+            f"expectedrevision is {update.expected_revision}, the measurement is at revision {measurement.revision}:"
+            " read it again and decide on the present state",
+            path="ce_expectedrevision",
+            expected=str(measurement.revision),
+            found=update.expected_revision,
+        )
+    return _apply(update, measurement, ground)
+
+
+def _apply(update: Update, measurement: Measurement, ground: Ground) -> tuple[Applied, Answer] | Rejection:
+    """Fold one event into its row, unless the result can't be expressed or sent."""
+    fields = dict(measurement.fields)
+    stamped = []
+    changed = []
+    for name in PATCHABLE:
+        if name not in update.patch:
+            continue
+        value = update.patch[name]
+        if name == "name" and value is None:
+            continue  # a measurement always has a name
+        written_at = measurement.positions[name]
+        if written_at is not None and update.position < written_at:
+            continue  # late: something newer has written this field
+        stamped.append(name)
+        before = fields[name]
+        after = None if value is None else orjson.dumps(value)
+        if before == after or (before is not None and value is not None and json_equal(read_json(before), value)):
+            continue  # equal values stay as they stand, to the letter
+        fields[name] = after
+        changed.append(name)
+
+    revision = measurement.revision
+    updated_at = measurement.updated_at
+    if changed:
+        revision += 1
+        arrived = timestamp_of(update.arrival)
+        updated_at = arrived if updated_at is None else max(updated_at, arrived)
+    fault = measurement.unreadable(fields, updated_at)
+    if fault is not None or updated_at is None:
+        return _reject(
+            update,
+            "measurement_unreadable",
+            f"the measurement, as this event would leave it, can't be expressed in the response model: {fault}."
+            " Something else wrote it so: mend the row, then send this event again",
+            path=f"$.{fault.partition(':')[0]}" if fault else "$.updated_at",
+            expected="what the response model can express",
+        )
+
+    record = update.record
+    names = ",".join(changed)
+    model = measurement.model(fields, updated_at)
+    answer = updated_answer(
+        ground.form,
+        Cause(
+            record.topic,
+            record.partition,
+            record.offset,
+            update.arrival,
+            update.source,
+            update.id,
+            update.traceparent,
+        ),
+        measurement.id,
+        iso8601(updated_at),
+        revision,
+        names,
+        model,
+        measurement.last_answer,
+        ground.form.source,
+    )
+    size = wire_size(answer.key, answer.value, answer.headers)
+    if size > ground.form.max_updated_bytes:
+        return _reject(
+            update,
+            "answer_too_large",
+            f"the updated model would take {size} bytes, topic {ground.form.updated_topic} takes"
+            f" {ground.form.max_updated_bytes}: send less, or raise the topic's max.message.bytes",
+            path="$",
+            expected=f"a measurement of at most {ground.form.max_updated_bytes} bytes",
+            found=size,
+        )
+
+    applied = Applied(update, revision, names, measurement.last_answer, model)
+    measurement.fields = fields
+    for name in stamped:
+        measurement.positions[name] = update.position
+    measurement.written.update(changed)
+    measurement.revision = revision
+    measurement.updated_at = updated_at
+    measurement.last_answer = (ground.lane, record.offset)
+    measurement.applied = True
+    return applied, answer
+
+
+def _not_found(update: Update) -> Rejection:
+    of = "" if update.organization_id is None else f" of organization {update.organization_id!r}"
+    return _reject(
+        update,
+        "measurement_not_found",
+        f"there is no measurement {update.measurement_id!r}{of}",
+        path="key",
+        expected="the id of a measurement",
+        found=update.measurement_id,
+    )
+
+
+def _reject(
+    update: Update,
+    code: RejectionCode,
+    message: str,
+    *,
+    path: str,
+    expected: str,
+    found: Json = None,
+) -> Rejection:
+    violation = Violation(path, expected, found)
+    return Rejection(update.record, update.arrival, code, message, (violation,), 1)

@@ -1,0 +1,36 @@
+"""SQL lives in `.sql` files beside this one: `queries.sql` (named) and `migrations/` (ordered)."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+
+@cache
+def queries() -> dict[str, str]:
+    """Name → text of every `-- name: …` block of `queries.sql`."""
+    blocks = re.split(r"^-- name: (\w+)\n", (files(__package__) / "queries.sql").read_text(), flags=re.MULTILINE)
+    return dict(zip(blocks[1::2], (text.strip() for text in blocks[2::2]), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file of `migrations/`: `0001_what_it_does.sql`."""
+
+    version: int
+    name: str
+    text: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def migrations() -> list[Migration]:
+    """In the order in which they are applied."""
+    found = []
+    for file in (files(__package__) / "migrations").iterdir():
+        if matched := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name):
+            found.append(Migration(int(matched[1]), matched[2], file.read_text()))
+    return sorted(found, key=lambda migration: migration.version)

@@ -1,0 +1,128 @@
+-- name: find_lane
+-- The log's present row. $1 topic, $2 partition
+SELECT * FROM measurement_updates.lanes WHERE topic = $1 AND partition = $2 AND retired_at IS NULL;
+
+-- name: begin_lane
+-- A log seen for the first time. $1 topic, $2 partition, $3 cluster, $4 group, $5 offset of its first record.
+-- Two workers may meet here: the second one finds the first one's row.
+INSERT INTO measurement_updates.lanes (topic, partition, cluster, consumer_group, next_to_apply, next_to_answer)
+VALUES ($1, $2, $3, $4, $5, $5)
+ON CONFLICT DO NOTHING;
+
+-- name: end_former_owner
+-- A stopped process keeps its locks (the lane's row among them), and no server-side timeout covers a half-sent
+-- statement: end its session and wait until it is gone. backend_start tells a reused pid. $1 lane
+SELECT pg_terminate_backend(activity.pid, 5000) AS ended
+FROM measurement_updates.lanes
+JOIN pg_stat_activity AS activity USING (backend_start)
+WHERE lanes.lane = $1 AND activity.pid = lanes.backend_pid AND activity.pid <> pg_backend_pid();
+
+-- name: raise_epoch
+-- From here on the former owner can't write. $1 lane, $2 owner
+UPDATE measurement_updates.lanes
+SET epoch = epoch + 1, owner = $2, backend_pid = pg_backend_pid(),
+    backend_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())
+WHERE lane = $1 AND retired_at IS NULL
+RETURNING *;
+
+-- name: move_lane
+-- Only if epoch and offset are still as we left them: otherwise somebody else owns the lane, a fail-over has lost
+-- commits, or an uncertain COMMIT has happened.
+-- $1 lane, $2 epoch, $3 next_to_apply as it was, $4 as it will be, $5 next_to_answer, $6-$8 the last record, $9 arrival
+UPDATE measurement_updates.lanes
+SET next_to_apply = $4,
+    next_to_answer = greatest(next_to_answer, $5),
+    last_offset = coalesce($6, last_offset),
+    last_timestamp = coalesce($7, last_timestamp),
+    last_digest = coalesce($8, last_digest),
+    latest_arrival = $9
+WHERE lane = $1 AND epoch = $2 AND next_to_apply = $3
+RETURNING (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS clock;
+
+-- name: note_answered
+-- While idle, and at a clean stop. $1 lane, $2 epoch, $3 next_to_answer
+UPDATE measurement_updates.lanes SET next_to_answer = greatest(next_to_answer, $3)
+WHERE lane = $1 AND epoch = $2;
+
+-- name: lock_measurements
+-- In id order, so that two lanes never wait for each other; NO KEY: foreign keys elsewhere may still point here.
+-- $1 ids
+SELECT id, cell_instance_id, name, protocol, start_time, test_setup, step_labels_validated, notes, measurement_type,
+       properties, file_metadata, organization_id, created_by, created_by_email, created_at, updated_at, revision,
+       name_position, protocol_position, test_setup_position, notes_position, properties_position,
+       answer_lane, answer_offset
+FROM cell_measurements WHERE id = ANY($1::text[])
+ORDER BY id
+FOR NO KEY UPDATE;
+
+-- name: any_measurement
+SELECT EXISTS (SELECT FROM cell_measurements);
+
+-- name: find_identities
+-- After the rows are locked: whoever applied the same event through another partition has committed. $1 identities
+SELECT identity, content, arrival FROM measurement_updates.applied_updates WHERE identity = ANY($1::bytea[]);
+
+-- name: update_measurements
+-- A field that wasn't written keeps its column as it is (no new TOAST value, and exactly what REST wrote).
+UPDATE cell_measurements AS m
+SET name = CASE WHEN u.name_set THEN u.name ELSE m.name END,
+    protocol = CASE WHEN u.protocol_set THEN u.protocol ELSE m.protocol END,
+    test_setup = CASE WHEN u.test_setup_set THEN u.test_setup ELSE m.test_setup END,
+    notes = CASE WHEN u.notes_set THEN u.notes ELSE m.notes END,
+    properties = CASE WHEN u.properties_set THEN u.properties ELSE m.properties END,
+    name_position = u.name_position,
+    protocol_position = u.protocol_position,
+    test_setup_position = u.test_setup_position,
+    notes_position = u.notes_position,
+    properties_position = u.properties_position,
+    updated_at = u.updated_at,
+    revision = u.revision,
+    answer_lane = $20,
+    answer_offset = u.answer_offset
+FROM unnest($1::text[], $2::boolean[], $3::text[], $4::boolean[], $5::jsonb[], $6::boolean[], $7::jsonb[],
+            $8::boolean[], $9::text[], $10::boolean[], $11::jsonb[], $12::bytea[], $13::bytea[], $14::bytea[],
+            $15::bytea[], $16::bytea[], $17::timestamptz[], $18::bigint[], $19::bigint[])
+     AS u (id, name_set, name, protocol_set, protocol, test_setup_set, test_setup, notes_set, notes,
+           properties_set, properties, name_position, protocol_position, test_setup_position, notes_position,
+           properties_position, updated_at, revision, answer_offset)
+WHERE m.id = u.id;
+
+-- name: insert_applied
+INSERT INTO measurement_updates.applied_updates
+    (lane, log_offset, arrival, identity, content, measurement_id, event_source, event_id, traceparent, revision,
+     changed, previous_lane, previous_offset, answer_source, answer)
+SELECT $1, u.log_offset, u.arrival, u.identity, u.content, u.measurement_id, u.event_source, u.event_id, u.traceparent,
+       u.revision, u.changed, u.previous_lane, u.previous_offset, $2, u.answer
+FROM unnest($3::bigint[], $4::bigint[], $5::bytea[], $6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[],
+            $11::bigint[], $12::text[], $13::integer[], $14::bigint[], $15::text[])
+     AS u (log_offset, arrival, identity, content, measurement_id, event_source, event_id, traceparent, revision,
+           changed, previous_lane, previous_offset, answer);
+
+-- name: insert_rejected
+-- One by one (executemany): rejections are few, and arrays of arrays don't unnest.
+INSERT INTO measurement_updates.rejected_updates
+    (lane, log_offset, arrival, key, value, header_names, header_values, code, detail, truncated)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
+
+-- name: stored_updates
+-- Answers from a position on, in log order. $1 lane, $2 from, $3 below, $4 at most so many
+SELECT log_offset, arrival, measurement_id, event_source, event_id, traceparent, revision, changed,
+       previous_lane, previous_offset, answer_source, answer
+FROM measurement_updates.applied_updates
+WHERE lane = $1 AND log_offset >= $2 AND log_offset < $3 ORDER BY log_offset LIMIT $4;
+
+-- name: stored_rejections
+-- $1 lane, $2 from, $3 below, $4 at most so many
+SELECT log_offset, arrival, key, value, header_names, header_values, code, detail, truncated
+FROM measurement_updates.rejected_updates
+WHERE lane = $1 AND log_offset >= $2 AND log_offset < $3 ORDER BY log_offset LIMIT $4;
+
+-- name: lanes_by_id
+-- Where predecessors of answers through other partitions stand. $1 lanes
+SELECT lane, topic, partition, next_to_answer, retired_at FROM measurement_updates.lanes WHERE lane = ANY($1::integer[]);
+
+-- name: foreign_lanes
+-- Lanes of this input that belong to another cluster or group. $1 topic, $2 cluster, $3 group
+SELECT partition, cluster, consumer_group FROM measurement_updates.lanes
+WHERE topic = $1 AND retired_at IS NULL AND (cluster <> $2 OR consumer_group <> $3)
+ORDER BY partition;
