@@ -1,0 +1,189 @@
+"""JSON as this contract reads it (RFC 8259, narrowed): exact integers, finite doubles, one reading for every
+parser.
+
+Integer literals are exact and within -2^63 … 2^64-1. A number with point or exponent is a double, and an
+integer where it has no fraction and fits 64 bits: `3.0` and `3` are the same value. Of duplicate keys the
+last one counts.
+"""
+
+import json
+import re
+from itertools import accumulate
+from typing import Any, NoReturn
+
+import orjson
+
+Json = Any
+"""A JSON value as orjson reads it: dict, list, str, int, float, bool or None."""
+
+MIN_INTEGER = -(2**63)
+MAX_INTEGER = 2**64 - 1
+
+
+class NotJson(ValueError):
+    """Not JSON, or JSON with something that parsers don't agree about; the message says what and where."""
+
+
+def read_json(value: bytes) -> Json:
+    """Reads one JSON text. Depth must be bounded by the caller (`deeper_than`); beyond 1,024 levels it is
+    `NotJson`.
+
+    Raises `NotJson`: not UTF-8, a byte-order mark, NaN, Infinity, lone surrogates, numbers beyond a double or
+    (integer literals) beyond 64 bits, and whatever else isn't JSON.
+    """
+    try:
+        parsed = orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise NotJson(str(error)) from None
+    # orjson is right already for most values. What it isn't right about shows in the bytes: a run of 16
+    # digits (and points), an exponent, or a fraction of zeros. That may be within a string, which costs time
+    # only.
+    shape = value.translate(_SHAPES)
+    if (
+        _LONG in shape
+        or b"9e9" in shape
+        or b"9e+9" in shape
+        or (b".0" in value and _ZERO_FRACTION.search(value))
+    ):
+        if _TOO_LONG in shape:
+            _check_integers(value)
+        return _whole_numbers(parsed)
+    return parsed
+
+
+def _shape(byte: int) -> int:
+    if chr(byte) in "0123456789.":
+        return ord("9")
+    if chr(byte) in "eE":
+        return ord("e")
+    return ord("+") if chr(byte) in "+-" else ord(" ")
+
+
+_SHAPES = bytes(_shape(byte) for byte in range(256))
+# With 15 digits or fewer, a number with a fraction other than zeros can't come out as a double without one.
+_LONG = b"9" * 16
+# The shortest integer literals out of range have 19 digits.
+_TOO_LONG = b"9" * 19
+_ZERO_FRACTION = re.compile(rb"\.0+(?![0-9])")
+
+
+def _integer(literal: str) -> int:
+    # 21: a sign and 20 digits. Longer ones aren't converted, that is quadratic.
+    if len(literal) <= 21 and MIN_INTEGER <= (value := int(literal)) <= MAX_INTEGER:
+        return value
+    shown = literal if len(literal) <= 40 else f"{literal[:40]}… ({len(literal.lstrip('-'))} digits)"
+    raise NotJson(f"integer out of range (-2^63 to 2^64-1): {shown}")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise NotJson(f"not a JSON number: {name}")
+
+
+# Visits every literal, also those of keys that a later duplicate hides. Used to check, never for its value.
+_EXACT = json.JSONDecoder(parse_int=_integer, parse_float=len, parse_constant=_no_constant)
+
+
+def _check_integers(value: bytes) -> None:
+    """`value` is JSON already in orjson's eyes, and at most 1,024 deep."""
+    try:
+        _EXACT.decode(value.decode())
+    except RecursionError:
+        raise NotJson("nested too deep") from None
+
+
+def _whole_numbers(parsed: Json) -> Json:
+    """Doubles without a fraction that fit 64 bits become integers, in place where they stand in an object or
+    a list."""
+    kind = type(parsed)
+    if kind is float:
+        return int(parsed) if parsed.is_integer() and -(2.0**63) <= parsed < 2.0**64 else parsed
+    if kind is dict:
+        for key, member in parsed.items():
+            if type(member) in _MAY_HOLD_DOUBLES:
+                parsed[key] = _whole_numbers(member)  # the key is there: the dict doesn't change its size
+    elif kind is list:
+        for index, element in enumerate(parsed):
+            if type(element) in _MAY_HOLD_DOUBLES:
+                parsed[index] = _whole_numbers(element)
+    return parsed
+
+
+_MAY_HOLD_DOUBLES = frozenset({float, dict, list})
+
+
+def canonical(value: Json) -> bytes:
+    """One text for equal values of `read_json`. Stored digests depend on it: a test pins what it makes of
+    doubles."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def deeper_than(depth: int, value: bytes) -> bool:
+    """Whether objects and lists are nested deeper than this, brackets in strings aside. Exact where `value`
+    is JSON."""
+    # Depth is at most the number of opening brackets, and few values have many.
+    if value.count(b"[") + value.count(b"{") <= depth:
+        return False
+    if b"\\" in value:  # pairs first: what is left before a quote is an escape of it
+        value = value.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = b"".join(value.split(b'"')[::2]).translate(None, _NO_BRACKETS)
+    # Takes the innermost level off, twice; a list of plain steps is gone with that.
+    rest = brackets.replace(b"{}", b"").replace(b"[]", b"")
+    if len(rest) // 2 + 2 <= depth:
+        return False
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > depth
+
+
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = [1 if byte in b"[{" else -1 for byte in range(256)]
+
+# What a person is shown -------------------------------------------------------------------------------------
+
+_KEY_CHARACTERS = 80
+_FOUND_CHARACTERS = 120
+_PATH_ESCAPES = {"'": r"\'", "\\": r"\\", "\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r"}
+
+
+def json_path(*steps: str | int) -> str:
+    """`$.test_setup.channel_number`; a key that is no identifier as RFC 9535 has it: `$.properties['a b']`.
+
+    A key of more than 80 characters is cut: such a path names the place for a person only.
+    """
+    path = "$"
+    for step in steps:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif len(step) <= _KEY_CHARACTERS and step.isidentifier():
+            path += "." + step
+        else:
+            shown = step if len(step) <= _KEY_CHARACTERS else step[:_KEY_CHARACTERS] + "…"
+            path += "['" + "".join(map(_path_character, shown)) + "']"
+    return path
+
+
+def _path_character(character: str) -> str:
+    if character in _PATH_ESCAPES:
+        return _PATH_ESCAPES[character]
+    return f"\\u{ord(character):04x}" if character < " " else character
+
+
+def text(value: str, characters: int) -> str:
+    """At most so many characters, and nothing that UTF-8 can't hold (lone surrogates are escaped)."""
+    if len(value) > characters:
+        value = value[: characters - 1] + "…"
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
+def shortened(value: Any) -> Json:
+    """A short JSON value that shows what this one is; strings, objects and lists that are long are cut into
+    text."""
+    if isinstance(value, str):
+        return text(value, _FOUND_CHARACTERS)
+    if isinstance(value, bytes):
+        return text(value[: 4 * _FOUND_CHARACTERS].decode("utf-8", "backslashreplace"), _FOUND_CHARACTERS)
+    try:
+        written = orjson.dumps(value)
+    except TypeError:  # what JSON can't hold: an integer beyond 64 bits, or no JSON value at all
+        return text(repr(value), _FOUND_CHARACTERS)
+    if len(written) <= _FOUND_CHARACTERS:
+        return value
+    return text(written[: 4 * _FOUND_CHARACTERS].decode("utf-8", "ignore"), _FOUND_CHARACTERS)

@@ -1,0 +1,162 @@
+"""The PATCH body: what a measurement update carries. An absent field is left alone, `null` clears it."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from contracts.events import Violation
+from contracts.json_values import Json, json_path, shortened
+from contracts.measurement import Name, Protocol, Quantity, TestSetup
+
+
+class CellMeasurementPatch(BaseModel):
+    """All fields are optional; an unknown one is an error. `model_fields_set` tells absent from `null`:
+    dump it with `exclude_unset=True`.
+
+    Types are strict (`"25"` is no number, `true` isn't 1). In Python a float isn't an integer; in an event
+    one without a fraction is, since `read_json` has made it one before it comes here.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: Name | None = None
+    """1 to 255 characters. `null` is accepted and leaves the name as it is: a measurement always has one."""
+    protocol: Protocol | None = None
+    """Replaces the whole protocol; further keys are kept."""
+    test_setup: TestSetup | None = None
+    """Replaces the whole test setup; further keys are kept."""
+    notes: str | None = None
+    properties: dict[str, Quantity | str | bool | None] | None = None
+    """Flat: a number is a Quantity. Only where `measurement_type` is `properties`."""
+
+
+MAX_VIOLATIONS = 1_000
+"""So many are described, the others only counted: a body can hold a hundred thousand of them."""
+
+# A dict and a validator of pydantic-core's own: a model needn't be kept, strict validation changes no value.
+validate_patch = CellMeasurementPatch.__pydantic_validator__.validate_python
+"""Raises `ValidationError` where a body as `read_json` gives it breaks the schema. U+0000 it doesn't look
+for: `holds_nul`, needed only where the JSON text contains `\\u0000`."""
+
+_QUANTITY = "a Quantity: an object with value (a number) and unit (a string, empty for none)"
+_BODY = "an object with some of the fields " + ", ".join(CellMeasurementPatch.model_fields)
+_NO_FIELD = "no such field; the fields are " + ", ".join(CellMeasurementPatch.model_fields)
+_NO_NUL = "text without the character U+0000"
+_EXPECTED: dict[tuple[str, ...], str] = {
+    ("name",): "a string of 1 to 255 characters, or null",
+    ("protocol",): "an object or null",
+    ("protocol", "name"): "a string or null",
+    ("protocol", "ambient_temperature_degc"): "a number (in °C) or null",
+    ("protocol", "definition"): "an object, a string or null",
+    ("test_setup",): "an object or null",
+    ("test_setup", "cycler"): "a string or null",
+    ("test_setup", "operator"): "a string or null",
+    ("test_setup", "lab"): "a string or null",
+    ("test_setup", "channel_number"): "an integer of at most 64 bits, or null",
+    ("notes",): "a string or null",
+    ("properties",): "an object or null",
+}
+
+
+def violations_of(body: Json) -> tuple[list[Violation], int]:
+    """Everything that is wrong with a PATCH body (of `read_json`), one violation a place, in the order of the
+    body.
+
+    Returns at most `MAX_VIOLATIONS` of them, and how many there are: none exactly where `validate_patch` and
+    `holds_nul` find nothing.
+    """
+    places = _places(body)
+    described = list(islice(places, MAX_VIOLATIONS))
+    total = len(described) + sum(1 for _ in places)
+    return [
+        Violation(json_path(*place), expected, shortened(found)) for place, expected, found in described
+    ], total
+
+
+_Path = tuple[str | int, ...]
+_Place = tuple[_Path, str, Any]
+"""Steps from the body, what is expected there, what was found."""
+
+
+def _places(body: Json) -> Iterator[_Place]:
+    if type(body) is not dict:
+        yield (), _BODY, body
+        return
+    for name, value in body.items():
+        if name not in CellMeasurementPatch.model_fields:
+            yield (name,), _NO_FIELD, value
+            continue
+        wrong: set[_Path] = set()
+        for place, expected in _broken(name, value):
+            wrong.add(place)
+            yield place, expected, _at(body, place)
+        for place in _nuls((name,), value):
+            if place not in wrong:
+                yield place, _NO_NUL, _at(body, place)
+
+
+def _broken(name: str, value: Json) -> Iterator[tuple[_Path, str]]:
+    """Where one field breaks the schema. Properties go one by one: all errors of a large body at once take
+    100s of MB."""
+    if name != "properties" or type(value) is not dict:
+        for known in dict.fromkeys(_known(location) for location in _errors({name: value})):
+            yield known, _EXPECTED[known]
+        return
+    for key, member in value.items():
+        locations = _errors({name: {key: member}})
+        if not locations:
+            continue
+        # ("properties", key, member of the union, place in it): an object can only be meant as a Quantity.
+        within = {location[3] for location in locations if len(location) > 3 and location[2] == "Quantity"}
+        if type(member) is not dict or not within <= member.keys():
+            yield (name, key), _QUANTITY + "; or a string, true, false or null"
+            continue
+        for part in sorted(map(str, within)):
+            expected = "a number" if part == "value" else "a string (empty for none)"
+            yield (name, key, part), expected
+
+
+def _errors(body: Json) -> list[_Path]:
+    try:
+        validate_patch(body)
+    except ValidationError as error:
+        return [
+            line["loc"]
+            for line in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+    return []
+
+
+def _known(location: _Path) -> tuple[str, ...]:
+    """The place that an error is about: pydantic adds the members of unions to it."""
+    place = tuple(map(str, location[:2]))
+    return place if place in _EXPECTED else place[:1]
+
+
+def _at(body: Json, place: _Path) -> Json:
+    for step in place:
+        body = body[step]
+    return body
+
+
+def holds_nul(value: Json) -> bool:
+    """Whether U+0000, which Postgres can't store, is in any string or key, at any depth."""
+    return next(_nuls((), value), None) is not None
+
+
+def _nuls(place: _Path, value: Json) -> Iterator[_Path]:
+    if type(value) is str:
+        if "\0" in value:
+            yield place
+    elif type(value) is dict:
+        for key, member in value.items():
+            inner = (*place, key)
+            if "\0" in key:
+                yield inner
+            else:
+                yield from _nuls(inner, member)
+    elif type(value) is list:
+        for index, element in enumerate(value):
+            yield from _nuls((*place, index), element)
