@@ -1,0 +1,50 @@
+# Everything a developer runs. Needs make and Python >= 3.11 with venv; the rest comes into .venv, from the lock.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench lock clean
+SHELL := /bin/sh
+
+# The first of these that is new enough; `make setup PYTHON=/path/to/python3` chooses another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; exit; }; done)
+BIN := .venv/bin
+STAMP := .venv/.set-up
+
+help:  ## what there is
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-8s%s\n", $$1, $$2 }'
+
+setup: $(STAMP)  ## .venv with the command .venv/bin/measurement-updates, from the lock
+
+$(STAMP): pyproject.toml requirements-dev.lock
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "expected Python >= 3.11 with its modules venv and ensurepip (Debian: python3-venv) as python3 on PATH," >&2; \
+		echo "found $$(python3 --version 2>&1 || echo none); choose one: make setup PYTHON=/path/to/python3" >&2; exit 1; fi
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup  ## the main job, live, on a Kafka and a Postgres of its own
+	$(BIN)/measurement-updates demo
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest
+
+check: setup  ## what CI runs: format, lint, types, imports, tests
+	@echo "== format: ruff format --check ==" && $(BIN)/ruff format --check
+	@echo "== lint: ruff check ==" && $(BIN)/ruff check
+	@echo "== types: mypy ==" && $(BIN)/mypy
+	@echo "== imports: lint-imports ==" && $(BIN)/lint-imports
+	@echo "== tests: pytest ==" && $(BIN)/python -m pytest
+
+bench: setup  ## events/s, beside the floor without our logic
+	$(BIN)/python -m tests.benchmarks
+
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header
+
+lock: setup  ## requirements*.lock anew, within pyproject.toml's bounds (a version that still fits is kept)
+	$(COMPILE) --output-file requirements.lock
+	$(COMPILE) --extra stack --extra dev --constraints requirements.lock --output-file requirements-dev.lock
+
+clean:  ## remove .venv and what the tools leave behind
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

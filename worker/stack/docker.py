@@ -1,0 +1,101 @@
+"""Kafka and Postgres from Docker, by testcontainers (whose reaper removes the containers even where we are killed)."""
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from worker.stack.kafka import SINGLE_NODE, kafka_answers
+from worker.stack.postgres import postgres_answers
+from worker.stack.service import StackError, free_port, wait_until
+
+if TYPE_CHECKING:
+    from testcontainers.core.container import DockerContainer
+
+KAFKA_IMAGE = "apache/kafka:4.1.1"
+POSTGRES_IMAGE = "postgres:18-alpine"
+_READY_WITHIN = 90.0  # seconds, the image's download not counted
+
+
+def daemon_answers() -> bool:
+    """Is there a Docker daemon? Known within about 2 s."""
+    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if address.startswith("unix://"):
+        # Most machines without a daemon are told apart here; docker-py would leave its socket open.
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(address.removeprefix("unix://")) != 0:
+                return False
+    try:
+        import docker
+    except ImportError:
+        return False
+    try:
+        client = docker.from_env(timeout=2)
+    except docker.errors.DockerException:
+        return False
+    try:
+        return bool(client.ping())
+    except (docker.errors.DockerException, OSError):
+        return False
+    finally:
+        client.close()
+
+
+@contextmanager
+def kafka_container() -> Iterator[str]:
+    """Yields bootstrap servers. Raises StackError where the image can't be had or doesn't come up."""
+    port = free_port()  # fixed, since the broker must be told under which address clients see it
+    with _container(KAFKA_IMAGE, 9092, port) as (container, host):
+        container.with_envs(
+            KAFKA_NODE_ID="1",
+            KAFKA_PROCESS_ROLES="broker,controller",
+            KAFKA_LISTENERS="PLAINTEXT://:9092,CONTROLLER://:9093",
+            KAFKA_ADVERTISED_LISTENERS=f"PLAINTEXT://{host}:{port}",
+            KAFKA_LISTENER_SECURITY_PROTOCOL_MAP="PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            KAFKA_CONTROLLER_LISTENER_NAMES="CONTROLLER",
+            KAFKA_CONTROLLER_QUORUM_VOTERS="1@localhost:9093",
+            **{f"KAFKA_{name.upper().replace('.', '_')}": str(value) for name, value in SINGLE_NODE.items()},
+        )
+        _start(container, KAFKA_IMAGE)
+        wait_until(lambda: kafka_answers(f"{host}:{port}"), lambda: None, _READY_WITHIN)
+        yield f"{host}:{port}"
+
+
+@contextmanager
+def postgres_container() -> Iterator[str]:
+    """Yields a database's URL. Raises StackError where the image can't be had or doesn't come up."""
+    port, password = free_port(), secrets.token_urlsafe(16)
+    with _container(POSTGRES_IMAGE, 5432, port) as (container, host):
+        container.with_envs(POSTGRES_PASSWORD=password, POSTGRES_INITDB_ARGS="--encoding=UTF8 --no-locale")
+        container.with_command(["postgres", "-c", "max_connections=200"])
+        _start(container, POSTGRES_IMAGE)
+        url = f"postgresql://postgres:{password}@{host}:{port}/postgres"
+        wait_until(lambda: postgres_answers(url), lambda: None, _READY_WITHIN)
+        yield url
+
+
+@contextmanager
+def _container(image: str, port: int, host_port: int) -> Iterator[tuple["DockerContainer", str]]:
+    from testcontainers.core.container import DockerContainer
+
+    container = DockerContainer(image)
+    host = container.get_docker_client().host()
+    # On this machine alone, where the daemon is on this machine. docker-py takes the pair; testcontainers' types don't.
+    container.ports[f"{port}/tcp"] = ("127.0.0.1", host_port) if host == "localhost" else host_port  # type: ignore[assignment]
+    try:
+        yield container, "127.0.0.1" if host == "localhost" else host
+    finally:
+        with suppress(Exception):  # the reaper sees to it; what happened before matters more
+            container.stop()
+
+
+def _start(container: "DockerContainer", image: str) -> None:
+    import docker
+
+    try:
+        container.start()
+    except (docker.errors.DockerException, OSError) as error:
+        raise StackError(f"Docker: expected a container of {image}, found {error}") from error
