@@ -62,10 +62,15 @@ def running_stack(
             if docker.daemon_answers():
                 try:
                     found_kafka = found_kafka or (running.enter_context(docker.kafka_container()), "docker")
-                    found_postgres = found_postgres or (running.enter_context(docker.postgres_container()), "docker")
+                    found_postgres = found_postgres or (
+                        running.enter_context(docker.postgres_container()),
+                        "docker",
+                    )
                 except StackError as error:
                     # A daemon without a way to the images is no reason to have no stack.
-                    console.print(f"{error}; going on without Docker", highlight=False, markup=False, soft_wrap=True)
+                    console.print(
+                        f"{error}; going on without Docker", highlight=False, markup=False, soft_wrap=True
+                    )
 
         starting: EmbeddedKafka | None = None
         if found_kafka is None:

@@ -111,8 +111,16 @@ def _download(jars: list[Jar], cache: Path, version: str, console: Console) -> N
         left.rmdir()
     damaged = [jar.filename for jar in jars if (cache / jar.filename).exists()]
     if damaged:
-        console.print(f"{cache}: {', '.join(damaged)} isn't what the lock says: downloading anew", highlight=False, soft_wrap=True)
-    console.print(f"Apache Kafka {version}: downloading {len(jars)} jars to {cache}, once", highlight=False, soft_wrap=True)
+        console.print(
+            f"{cache}: {', '.join(damaged)} isn't what the lock says: downloading anew",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        f"Apache Kafka {version}: downloading {len(jars)} jars to {cache}, once",
+        highlight=False,
+        soft_wrap=True,
+    )
     with (
         tempfile.TemporaryDirectory(prefix="staging-", dir=cache) as staging,
         _shown(len(jars), version, console) as arrived,
@@ -186,7 +194,9 @@ def _shown(total: int, version: str, console: Console) -> Iterator[Any]:
             count, size = count + 1, size + bytes_
             bar.update(task, completed=count, megabytes=size / 1e6)
             if not console.is_terminal and (count == total or count % 10 == 0):
-                console.print(f"  {count} of {total} jars, {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+                console.print(
+                    f"  {count} of {total} jars, {size / 1e6:.1f} MB", highlight=False, soft_wrap=True
+                )
 
         yield arrived
 

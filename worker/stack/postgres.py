@@ -48,7 +48,9 @@ class EmbeddedPostgres(Service):
         if self._uid is not None:
             self.directory.chmod(0o711)
             if not reachable_for_others(package / _INSTALL / "bin" / "postgres"):
-                libraries = package.with_name(f"{package.name}.libs")  # where wheels keep them, beside the package
+                libraries = package.with_name(
+                    f"{package.name}.libs"
+                )  # where wheels keep them, beside the package
                 for tree in (package / _INSTALL, libraries):
                     if tree.exists():
                         copy_for_others(tree, self.directory / "copy" / tree.relative_to(package.parent))

@@ -57,7 +57,14 @@ class Service:
         # A session of its own for each child: Ctrl-C in a terminal goes to the whole foreground group, and
         # we want to stop them in order.
         self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "guard", self.crash_signal.name.removeprefix("SIG"), str(self.directory)],
+            [
+                "/bin/sh",
+                "-c",
+                _GUARD,
+                "guard",
+                self.crash_signal.name.removeprefix("SIG"),
+                str(self.directory),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -95,7 +102,7 @@ class Service:
         self.wait_ready()
 
     def wait_ready(self) -> None:
-        """Wait until it answers. Raises StackError where it ends instead, or takes longer than `ready_within`."""
+        """Wait until it answers. Raises StackError where it ends instead, or takes too long."""
         try:
             wait_until(self._answers, self._still_running, self.ready_within)
         except StackError as error:
@@ -125,7 +132,9 @@ class Service:
         except FileNotFoundError:
             return "(no log)"
 
-    def _spawn(self, command: list[str], *, env: dict[str, str], uid: int | None = None, gid: int | None = None) -> None:
+    def _spawn(
+        self, command: list[str], *, env: dict[str, str], uid: int | None = None, gid: int | None = None
+    ) -> None:
         if self.pid is not None:
             raise StackError(f"{self.name}: expected it stopped, found it running as process {self.pid}")
         with self.log.open("ab") as log:
@@ -198,8 +207,8 @@ def listens(port: int) -> bool:
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on, from below the range that systems hand out themselves.
 
-    From within that range a client that knocks on a stopped server's port can be given that very port as its own,
-    connect to itself, and keep the server from coming back.
+    From within that range a client that knocks on a stopped server's port can be given that very port as its
+    own, connect to itself, and keep the server from coming back.
     """
     for port in random.sample(range(20_000, 30_000), 200):
         with socket.socket() as probe:
