@@ -8,6 +8,7 @@ last one counts.
 
 import json
 import re
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any, NoReturn
 
@@ -35,32 +36,20 @@ def read_json(value: bytes) -> Json:
         parsed = orjson.loads(value)
     except orjson.JSONDecodeError as error:
         raise NotJson(str(error)) from None
-    # orjson is right already for most values. What it isn't right about shows in the bytes: a run of 16
-    # digits (and points), an exponent, or a fraction of zeros. That may be within a string, which costs time
-    # only.
+    # orjson is right about most values. What it isn't right about shows in the bytes: a run of 16 digits
+    # (and points), a digit before an "e", a fraction of zeros. In a string that costs a look, nothing else.
     shape = value.translate(_SHAPES)
-    if (
-        _LONG in shape
-        or b"9e9" in shape
-        or b"9e+9" in shape
-        or (b".0" in value and _ZERO_FRACTION.search(value))
-    ):
+    if _LONG in shape or b"9e" in shape or _ZERO_FRACTION.search(value):
         if _TOO_LONG in shape:
             _check_integers(value)
         return _whole_numbers(parsed)
     return parsed
 
 
-def _shape(byte: int) -> int:
-    if chr(byte) in "0123456789.":
-        return ord("9")
-    if chr(byte) in "eE":
-        return ord("e")
-    return ord("+") if chr(byte) in "+-" else ord(" ")
-
-
-_SHAPES = bytes(_shape(byte) for byte in range(256))
-# With 15 digits or fewer, a number with a fraction other than zeros can't come out as a double without one.
+_SHAPES = bytes(
+    ord("9") if byte in b"0123456789." else ord("e") if byte in b"eE" else ord(" ") for byte in range(256)
+)
+# With 15 digits or fewer, a number whose fraction isn't zeros can't come out as a double without one.
 _LONG = b"9" * 16
 # The shortest integer literals out of range have 19 digits.
 _TOO_LONG = b"9" * 19
@@ -80,35 +69,36 @@ def _no_constant(name: str) -> NoReturn:
 
 
 # Visits every literal, also those of keys that a later duplicate hides. Used to check, never for its value.
-_EXACT = json.JSONDecoder(parse_int=_integer, parse_float=len, parse_constant=_no_constant)
+_EXACT = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant)
 
 
 def _check_integers(value: bytes) -> None:
-    """`value` is JSON already in orjson's eyes, and at most 1,024 deep."""
+    """`value` is what orjson takes for JSON."""
     try:
         _EXACT.decode(value.decode())
-    except RecursionError:
+    except RecursionError:  # only where the caller hasn't bounded the depth
         raise NotJson("nested too deep") from None
 
 
 def _whole_numbers(parsed: Json) -> Json:
-    """Doubles without a fraction that fit 64 bits become integers, in place where they stand in an object or
-    a list."""
+    """Doubles without a fraction that fit 64 bits become integers; objects and lists change in place."""
     kind = type(parsed)
     if kind is float:
         return int(parsed) if parsed.is_integer() and -(2.0**63) <= parsed < 2.0**64 else parsed
+    members: Iterable[tuple[Any, Json]]
     if kind is dict:
-        for key, member in parsed.items():
-            if type(member) in _MAY_HOLD_DOUBLES:
-                parsed[key] = _whole_numbers(member)  # the key is there: the dict doesn't change its size
+        members = parsed.items()
     elif kind is list:
-        for index, element in enumerate(parsed):
-            if type(element) in _MAY_HOLD_DOUBLES:
-                parsed[index] = _whole_numbers(element)
+        members = enumerate(parsed)
+    else:
+        return parsed
+    for place, member in members:
+        kind = type(member)
+        if kind is dict or kind is list:
+            _whole_numbers(member)
+        elif kind is float and member.is_integer():
+            parsed[place] = _whole_numbers(member)  # the place is there already: nothing changes its size
     return parsed
-
-
-_MAY_HOLD_DOUBLES = frozenset({float, dict, list})
 
 
 def canonical(value: Json) -> bytes:

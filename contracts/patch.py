@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.events import Violation
 from contracts.json_values import Json, json_path, shortened
 from contracts.measurement import Name, Protocol, Quantity, TestSetup
+
+# The types exclude each other, so the first that fits is right: left to right saves trying the others.
+_Property = Annotated[str | bool | Quantity, Field(union_mode="left_to_right")]
 
 
 class CellMeasurementPatch(BaseModel):
@@ -28,7 +31,7 @@ class CellMeasurementPatch(BaseModel):
     test_setup: TestSetup | None = None
     """Replaces the whole test setup; further keys are kept."""
     notes: str | None = None
-    properties: dict[str, Quantity | str | bool | None] | None = None
+    properties: dict[str, _Property | None] | None = None
     """Flat: a number is a Quantity. Only where `measurement_type` is `properties`."""
 
 

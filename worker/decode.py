@@ -58,7 +58,7 @@ def decode(record: Record, arrival: int, limits: DecodeLimits) -> Update | Rejec
         validate_patch(body)
     except ValidationError:  # 5.
         return _invalid_patch(record, arrival, body)
-    if b"\\u0000" in value and holds_nul(body):
+    if b"\\" in value and b"\\u0000" in value and holds_nul(body):
         return _invalid_patch(record, arrival, body)
 
     source, id_ = envelope.source, envelope.id
