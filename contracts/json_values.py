@@ -129,7 +129,8 @@ _STEP = [1 if byte in b"[{" else -1 for byte in range(256)]
 # What a person is shown -------------------------------------------------------------------------------------
 
 _KEY_CHARACTERS = 80
-_FOUND_CHARACTERS = 120
+_FOUND_CHARACTERS = 160
+_KEPT_CHARACTERS = 120
 _PATH_ESCAPES = {"'": r"\'", "\\": r"\\", "\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r"}
 
 
@@ -157,23 +158,28 @@ def _path_character(character: str) -> str:
 
 
 def text(value: str, characters: int) -> str:
-    """At most so many characters, and nothing that UTF-8 can't hold (lone surrogates are escaped)."""
-    if len(value) > characters:
-        value = value[: characters - 1] + "…"
-    return value.encode("utf-8", "backslashreplace").decode()
+    """At most so many characters, all of which UTF-8 and Postgres can hold: lone surrogates and U+0000 are
+    escaped."""
+    value = value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\u0000")
+    return value if len(value) <= characters else value[: characters - 1] + "…"
 
 
 def shortened(value: Any) -> Json:
-    """A short JSON value that shows what this one is; strings, objects and lists that are long are cut into
-    text."""
-    if isinstance(value, str):
-        return text(value, _FOUND_CHARACTERS)
+    """A short JSON value that shows what this one is; what is long, or holds U+0000, comes as text.
+    Idempotent."""
     if isinstance(value, bytes):
-        return text(value[: 4 * _FOUND_CHARACTERS].decode("utf-8", "backslashreplace"), _FOUND_CHARACTERS)
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, str):
+        value = text(value, len(value) * 6)
+        return value if len(value) <= _FOUND_CHARACTERS else _cut(value, f"{len(value):,} characters")
     try:
         written = orjson.dumps(value)
     except TypeError:  # what JSON can't hold: an integer beyond 64 bits, or no JSON value at all
         return text(repr(value), _FOUND_CHARACTERS)
     if len(written) <= _FOUND_CHARACTERS:
-        return value
-    return text(written[: 4 * _FOUND_CHARACTERS].decode("utf-8", "ignore"), _FOUND_CHARACTERS)
+        return written.decode() if b"\\u0000" in written else value
+    return _cut(written[: 4 * _KEPT_CHARACTERS].decode("utf-8", "ignore"), f"{len(written):,} bytes")
+
+
+def _cut(start: str, size: str) -> str:
+    return f"{start[:_KEPT_CHARACTERS]}… ({size})"

@@ -1,6 +1,6 @@
 """The PATCH body: what a measurement update carries. An absent field is left alone, `null` clears it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Annotated, Any
 
@@ -35,8 +35,9 @@ class CellMeasurementPatch(BaseModel):
     """Flat: a number is a Quantity. Only where `measurement_type` is `properties`."""
 
 
-MAX_VIOLATIONS = 1_000
-"""So many are described, the others only counted: a body can hold a hundred thousand of them."""
+MAX_VIOLATIONS = 400
+"""So many are described, the others only counted: a body can hold a hundred thousand of them, and a
+`rejection-detail` not even so many."""
 
 # A dict and a validator of pydantic-core's own: a model needn't be kept, strict validation changes no value.
 validate_patch = CellMeasurementPatch.__pydantic_validator__.validate_python
@@ -45,7 +46,7 @@ for: `holds_nul`, needed only where the JSON text contains `\\u0000`."""
 
 _QUANTITY = "a Quantity: an object with value (a number) and unit (a string, empty for none)"
 _BODY = "an object with some of the fields " + ", ".join(CellMeasurementPatch.model_fields)
-_NO_FIELD = "no such field; the fields are " + ", ".join(CellMeasurementPatch.model_fields)
+_NO_FIELD = f"nothing (no such field; the fields are {', '.join(CellMeasurementPatch.model_fields)})"
 _NO_NUL = "text without the character U+0000"
 _EXPECTED: dict[tuple[str, ...], str] = {
     ("name",): "a string of 1 to 255 characters, or null",
@@ -101,41 +102,46 @@ def _places(body: Json) -> Iterator[_Place]:
 
 
 def _broken(name: str, value: Json) -> Iterator[tuple[_Path, str]]:
-    """Where one field breaks the schema. Properties go one by one: all errors of a large body at once take
-    100s of MB."""
-    if name != "properties" or type(value) is not dict:
-        for known in dict.fromkeys(_known(location) for location in _errors({name: value})):
-            yield known, _EXPECTED[known]
+    """Where one field breaks the schema."""
+    if name == "properties" and type(value) is dict:
+        for key, member in value.items():
+            for place, expected in _broken_property(member):
+                yield (name, key, *place), expected
         return
-    for key, member in value.items():
-        locations = _errors({name: {key: member}})
-        if not locations:
-            continue
-        # ("properties", key, member of the union, place in it): an object can only be meant as a Quantity.
-        within = {location[3] for location in locations if len(location) > 3 and location[2] == "Quantity"}
-        if type(member) is not dict or not within <= member.keys():
-            yield (name, key), _QUANTITY + "; or a string, true, false or null"
-            continue
-        for part in sorted(map(str, within)):
-            expected = "a number" if part == "value" else "a string (empty for none)"
-            yield (name, key, part), expected
+    # A union has an error for each of its members: one place is enough.
+    places = dict.fromkeys(
+        tuple(map(str, location[:2])) for location in _errors(validate_patch, {name: value})
+    )
+    for place in places:
+        known = place if place in _EXPECTED else place[:1]
+        yield known, _EXPECTED[known]
 
 
-def _errors(body: Json) -> list[_Path]:
+def _broken_property(member: Json) -> Iterator[tuple[_Path, str]]:
+    """Asks pydantic only about objects, and one by one: a large body's errors all at once take 100s of MB."""
+    if member is None or type(member) in (str, bool):
+        return
+    if type(member) is not dict:
+        yield (), _QUANTITY + "; or a string, true, false or null"
+        return
+    wrong = sorted(str(location[0]) for location in _errors(_validate_quantity, member))
+    if wrong and not (member.keys() >= {"value", "unit"}):
+        yield (), _QUANTITY
+        return
+    for part in dict.fromkeys(wrong):
+        yield (part,), "a number" if part == "value" else "a string (empty for none)"
+
+
+_validate_quantity = Quantity.__pydantic_validator__.validate_python
+
+
+def _errors(validate: Callable[[Json], object], value: Json) -> list[tuple[int | str, ...]]:
     try:
-        validate_patch(body)
+        validate(value)
     except ValidationError as error:
-        return [
-            line["loc"]
-            for line in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
+        lines = error.errors(include_url=False, include_context=False, include_input=False)
+        return [line["loc"] for line in lines]
     return []
-
-
-def _known(location: _Path) -> tuple[str, ...]:
-    """The place that an error is about: pydantic adds the members of unions to it."""
-    place = tuple(map(str, location[:2]))
-    return place if place in _EXPECTED else place[:1]
 
 
 def _at(body: Json, place: _Path) -> Json:
