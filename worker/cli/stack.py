@@ -19,9 +19,9 @@ def stack(
     ] = False,
     heap: Annotated[str, typer.Option(help="Heap of an embedded broker's JVM.")] = "512m",
 ) -> None:
-    """Start Kafka and Postgres, print KAFKA_BOOTSTRAP_SERVERS and DATABASE_URL, and stop them at Ctrl-C or SIGTERM.
+    """Start Kafka and Postgres, print KAFKA_BOOTSTRAP_SERVERS and DATABASE_URL; Ctrl-C or SIGTERM stops them.
 
-    What the environment names already is used as it is. Everything else is new and empty, and gone at the end.
+    What the environment names already is used as it is. All else is new and empty, and gone at the end.
     Standard output has the two variables only, so that a script can read it.
     """
     console = Console(stderr=True)

@@ -12,15 +12,14 @@ docker.py    both as containers
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from worker.settings import Settings
+from worker.stack import docker
+from worker.stack.kafka import EmbeddedKafka
+from worker.stack.postgres import EmbeddedPostgres
 from worker.stack.service import StackError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from worker.stack.kafka import EmbeddedKafka
 
 __all__ = ["Stack", "StackError", "running_stack"]
 
@@ -37,51 +36,42 @@ class Stack:
 
 @contextmanager
 def running_stack(
-    settings: Settings, *, progress: "Console | None" = None, durable: bool = True, heap: str = "512m"
+    settings: Settings, *, progress: Console | None = None, durable: bool = True, heap: str = "512m"
 ) -> Iterator[Stack]:
     """Kafka and Postgres for the length of a `with`; what was started is stopped and removed at its end.
 
-    That holds for exceptions, for KeyboardInterrupt, and, by each server's guard, for a death of this process by
-    any signal. What the settings name is handed on as it is: not started, not looked at, not stopped.
+    That holds for exceptions, for KeyboardInterrupt, and, by each server's guard, for a death of this process
+    by any signal. What the settings name is handed on as it is: not started, not looked at, not stopped.
 
     progress: where notes and progress bars go (default: stderr). durable, heap: of servers of our own.
-    Blocks while it starts and stops (seconds; the first time also a download); don't call it from a coroutine.
+    Blocks while it starts (seconds; the first time also a download); don't call it from a coroutine.
     Raises StackError.
     """
-    from rich.console import Console
-
     console = progress or Console(stderr=True)
     kafka, postgres = settings.kafka_bootstrap_servers, settings.database_url
     found_kafka = None if kafka is None else (kafka, "settings")
     found_postgres = None if postgres is None else (postgres.get_secret_value(), "settings")
 
     with ExitStack() as running:
-        if found_kafka is None or found_postgres is None:
-            from worker.stack import docker
-
-            if docker.daemon_answers():
-                try:
-                    found_kafka = found_kafka or (running.enter_context(docker.kafka_container()), "docker")
-                    found_postgres = found_postgres or (
-                        running.enter_context(docker.postgres_container()),
-                        "docker",
-                    )
-                except StackError as error:
-                    # A daemon without a way to the images is no reason to have no stack.
-                    console.print(
-                        f"{error}; going on without Docker", highlight=False, markup=False, soft_wrap=True
-                    )
+        if (found_kafka is None or found_postgres is None) and docker.daemon_answers():
+            try:
+                found_kafka = found_kafka or (running.enter_context(docker.kafka_container()), "docker")
+                found_postgres = found_postgres or (
+                    running.enter_context(docker.postgres_container()),
+                    "docker",
+                )
+            except StackError as error:
+                # A daemon without a way to the images is no reason to have no stack.
+                console.print(
+                    f"{error}; going on without Docker", highlight=False, markup=False, soft_wrap=True
+                )
 
         starting: EmbeddedKafka | None = None
         if found_kafka is None:
-            from worker.stack.kafka import EmbeddedKafka
-
             starting = running.enter_context(closing(EmbeddedKafka(heap=heap, console=console)))
             starting.launch()
             found_kafka = (starting.bootstrap_servers, "embedded")
         if found_postgres is None:  # while Kafka is coming up
-            from worker.stack.postgres import EmbeddedPostgres
-
             embedded = running.enter_context(EmbeddedPostgres(durable=durable))
             found_postgres = (embedded.database_url, "embedded")
         if starting is not None:

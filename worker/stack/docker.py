@@ -1,4 +1,4 @@
-"""Kafka and Postgres from Docker, by testcontainers (whose reaper removes the containers even where we are killed)."""
+"""Kafka and Postgres from Docker, by testcontainers, whose reaper removes them even where we are killed."""
 
 import os
 import secrets
@@ -83,8 +83,9 @@ def _container(image: str, port: int, host_port: int) -> Iterator[tuple["DockerC
 
     container = DockerContainer(image)
     host = container.get_docker_client().host()
-    # On this machine alone, where the daemon is on this machine. docker-py takes the pair; testcontainers' types don't.
-    container.ports[f"{port}/tcp"] = ("127.0.0.1", host_port) if host == "localhost" else host_port  # type: ignore[assignment]
+    # To be seen on this machine alone, where the daemon is on this machine.
+    local = ("127.0.0.1", host_port) if host == "localhost" else host_port
+    container.ports[f"{port}/tcp"] = local  # type: ignore[assignment]  # docker-py takes the pair as well
     try:
         yield container, "127.0.0.1" if host == "localhost" else host
     finally:

@@ -1,4 +1,4 @@
-"""Apache Kafka's jars: resolved by jgo into `kafka.lock.toml`, cached per user, compared with the lock at each use.
+"""Apache Kafka's jars: resolved by jgo into `kafka.lock.toml`, cached per user, held to the lock at each use.
 
 `python -m worker.stack.jars` resolves anew and writes the lock.
 """
@@ -6,6 +6,7 @@
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from worker.stack.service import StackError
 
-# Kafka's POM names log4j but leaves the binding of slf4j to it to the distribution; without it the broker is silent.
-# `!`: log4j's POM doesn't decide about versions (it would bring an older kafka-clients).
+# Kafka's POM names log4j but leaves the binding of slf4j to it to the distribution; without one the broker is
+# silent. `!`: log4j's POM doesn't decide about versions (it would bring an older kafka-clients).
 ENDPOINTS = ("org.apache.kafka:kafka_2.13:4.1.1", "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3!")
 LOCK = Path(__file__).with_name("kafka.lock.toml")
 _TRIES = 3  # a jar, before giving up
@@ -41,10 +42,10 @@ class Jar:
 
 
 def kafka_jars(console: Console) -> tuple[str, list[Path]]:
-    """Kafka's version and its jars, in the lock's order; those missing or damaged in the cache are downloaded.
+    """Kafka's version and its jars, in the lock's order; what is missing or damaged in the cache is downloaded.
 
-    Safe beside other processes that do the same, and against being killed at any point: a jar takes its name in
-    the cache after its checksum was found right. Raises StackError.
+    Safe beside other processes that do the same, and against being killed at any point: a jar takes its name
+    in the cache after its checksum was found right. Raises StackError.
     """
     try:
         from platformdirs import user_cache_path
@@ -106,9 +107,7 @@ def _alone(lock: Path) -> Iterator[None]:
 def _download(jars: list[Jar], cache: Path, version: str, console: Console) -> None:
     # A `staging-` directory that is there now belongs to a process that was killed: we hold the lock.
     for left in cache.glob("staging-*"):
-        for path in sorted(left.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        left.rmdir()
+        shutil.rmtree(left)
     damaged = [jar.filename for jar in jars if (cache / jar.filename).exists()]
     if damaged:
         console.print(
@@ -158,15 +157,15 @@ def _fetch(jar: Jar, context: Any, cache: Path) -> int:
             artifact.cached_path.unlink(missing_ok=True)  # half a download
             if attempt == _TRIES:
                 raise StackError(
-                    f"{jar.group}:{jar.artifact}:{jar.version}: expected to download it, found {error}. It is needed"
-                    f" once and kept in {cache}; a mirror is named in jgo's configuration ([repositories] in"
-                    " ~/.config/jgo.conf). Or set KAFKA_BOOTSTRAP_SERVERS"
+                    f"{jar.group}:{jar.artifact}:{jar.version}: expected to download it, found {error}. It is"
+                    f" needed once and kept in {cache}; a mirror is named in jgo's configuration ([repositories]"
+                    " in ~/.config/jgo.conf). Or set KAFKA_BOOTSTRAP_SERVERS"
                 ) from error
     found = _sha256(path)
     if found != jar.sha256:
         raise StackError(
-            f"{jar.filename}: expected sha256 {jar.sha256} ({LOCK.name}), found {found}: what was downloaded isn't"
-            " what was locked, so it isn't used"
+            f"{jar.filename}: expected sha256 {jar.sha256} ({LOCK.name}), found {found}: what was downloaded"
+            " isn't what was locked, so it isn't used"
         )
     size = path.stat().st_size
     os.replace(path, cache / jar.filename)
@@ -175,7 +174,7 @@ def _fetch(jar: Jar, context: Any, cache: Path) -> int:
 
 @contextmanager
 def _shown(total: int, version: str, console: Console) -> Iterator[Any]:
-    """Yields a function to call with the size of each jar that has arrived: a bar on a terminal, else a few lines."""
+    """Yields a function to call with the size of each jar that arrived: a bar on a terminal, else a few lines."""
     count = size = 0
     with Progress(
         TextColumn("{task.description}"),
@@ -202,7 +201,7 @@ def _shown(total: int, version: str, console: Console) -> Iterator[Any]:
 
 
 def write_lock() -> int:
-    """Resolve `ENDPOINTS` with everything they need at run time, and write the lock; how many jars that is."""
+    """Resolve `ENDPOINTS` with all they need at run time, and write the lock; how many jars that is."""
     from jgo.env import LockedDependency, LockFile
 
     with tempfile.TemporaryDirectory() as repo_cache:

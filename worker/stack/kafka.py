@@ -5,7 +5,6 @@ import logging
 import os
 import subprocess
 import uuid
-from pathlib import Path
 from typing import ClassVar
 
 from rich.console import Console
@@ -79,7 +78,8 @@ class EmbeddedKafka(Service):
         if done.returncode != 0:
             self._properties.unlink()
             raise StackError(
-                f"Kafka's storage: expected it formatted, found exit code {done.returncode}:\n{done.stdout}{done.stderr}"
+                f"Kafka's storage: expected it formatted, found exit code {done.returncode}:\n"
+                f"{done.stdout}{done.stderr}"
             )
 
     def _settings(self) -> str:
@@ -96,7 +96,7 @@ class EmbeddedKafka(Service):
         return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
-# One node, and little to set up at the first group and the first transaction. What isn't here is Kafka's default.
+# One node, and little to set up at the first group and transaction. What isn't here is Kafka's default.
 SINGLE_NODE: dict[str, object] = {
     "auto.create.topics.enable": "false",  # a misspelt topic is an error
     "offsets.topic.num.partitions": 4,
@@ -108,6 +108,9 @@ SINGLE_NODE: dict[str, object] = {
     "share.coordinator.state.topic.min.isr": 1,
     "group.initial.rebalance.delay.ms": 0,
     "group.min.session.timeout.ms": 1000,  # a worker's death can be noticed sooner than in the default's 6 s
+    # A broker that was killed is let in again when its last session is over: the default is 9 s.
+    "broker.session.timeout.ms": 3000,
+    "broker.heartbeat.interval.ms": 500,
     "log.cleaner.dedupe.buffer.size": 16 * 1024**2,  # the default takes 128 MiB of the heap
 }
 

@@ -17,8 +17,8 @@ from worker.stack.service import Service, StackError, copy_for_others, listens, 
 class EmbeddedPostgres(Service):
     """`database_url` holds for the object's whole life, through a stop and `start` again. UTF-8, locale C.
 
-    durable: with False a commit doesn't wait for the disk (faster; a crash of Postgres loses nothing all the same,
-    a crash of the machine may).
+    durable: with False a commit doesn't wait for the disk: faster, and a crash of Postgres loses nothing all the
+    same; a crash of the machine may.
     """
 
     name: ClassVar[str] = "Postgres"
@@ -37,8 +37,8 @@ class EmbeddedPostgres(Service):
         self._gid: int | None = None
         under = None
         if os.geteuid() == 0:
-            # Postgres refuses to run as root. The package would make a user of its own and open the whole path to
-            # itself for everybody, up to /; we take `nobody`, and a copy where `nobody` can't reach it.
+            # Postgres refuses to run as root. The package would make a user of its own and open the whole path
+            # to itself for everybody, up to /; we take `nobody`, and a copy where `nobody` can't reach it.
             nobody = pwd.getpwnam("nobody")
             self._uid, self._gid = nobody.pw_uid, nobody.pw_gid
             if not reachable_for_others(Path(tempfile.gettempdir())):
@@ -75,7 +75,7 @@ class EmbeddedPostgres(Service):
             "log_timezone": "UTC",
         }
         if not self._durable:
-            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            settings |= {"fsync": "off", "full_page_writes": "off"}
         options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
         self._spawn(
             [str(self._bin / "postgres"), "-D", str(self._data), *options],
@@ -85,7 +85,7 @@ class EmbeddedPostgres(Service):
         )
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """fast: end sessions and flush; immediate: at once, to be recovered at the next start, as after a crash."""
+        """fast: end sessions and flush; immediate: at once, and the next start recovers, as after a crash."""
         self._end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
 
     def kill(self) -> None:

@@ -21,8 +21,8 @@ class StackError(Fatal):
     """Kafka or Postgres for development can't be had here; the message says what to do."""
 
 
-# The guard outlives us by as long as it takes to clean up: when the pipe to it closes, because we closed it or
-# because we died of anything (SIGKILL too), it ends the process named last and removes the directory.
+# The guard outlives us by as long as it takes to clean up: when the pipe to it closes, because we closed it
+# or because we died of anything (SIGKILL too), it ends the process named last and removes the directory.
 # Rejected: Linux' parent-death signal. It fires when the *thread* that started the child ends, and needs a
 # preexec_fn, which isn't safe in a process with threads.
 _GUARD = """
@@ -40,7 +40,7 @@ rm -rf -- "$2"
 class Service:
     """Start, stop, kill and start again, on the same port and with the same data, until `close`.
 
-    Not for several threads at once. A subclass says how the process is started and what a real answer of it is.
+    Not for several threads at once. A subclass says how the process is started and what a real answer is.
     """
 
     name: ClassVar[str]
@@ -117,9 +117,9 @@ class Service:
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
-        """Stop and remove the data. May be called again."""
+        """End it and remove the data, so without order: there is nothing to keep. May be called again."""
         try:
-            self.stop()
+            self._end(self.crash_signal)
         finally:
             if self._guard.stdin is not None and not self._guard.stdin.closed:
                 self._guard.stdin.close()
