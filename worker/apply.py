@@ -136,7 +136,9 @@ def clock_stop(position: LanePosition, event: Update | Rejection, topic: str, pa
     )
 
 
-async def _find_identities(connection: Connection, updates: Sequence[Update]) -> Mapping[bytes, list[KnownIdentity]]:
+async def _find_identities(
+    connection: Connection, updates: Sequence[Update]
+) -> Mapping[bytes, list[KnownIdentity]]:
     found: defaultdict[bytes, list[KnownIdentity]] = defaultdict(list)
     wanted = list({update.identity for update in updates})
     for identity, content, arrival in await connection.fetch(queries()["find_identities"], wanted):
@@ -144,7 +146,9 @@ async def _find_identities(connection: Connection, updates: Sequence[Update]) ->
     return found
 
 
-async def _update_measurements(connection: Connection, measurements: Sequence[Measurement], lane: int) -> None:
+async def _update_measurements(
+    connection: Connection, measurements: Sequence[Measurement], lane: int
+) -> None:
     columns: list[list[Any]] = [[measurement.id for measurement in measurements]]
     for field in PATCHABLE:
         written = [field in measurement.written for measurement in measurements]

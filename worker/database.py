@@ -120,7 +120,9 @@ async def migrate(connection: Connection) -> MigrationReport:
         )
         done = {
             row["version"]: row
-            for row in await connection.fetch("SELECT version, name, digest FROM measurement_updates.migrations")
+            for row in await connection.fetch(
+                "SELECT version, name, digest FROM measurement_updates.migrations"
+            )
         }
         known = {migration.version: migration for migration in migrations()}
         if ahead := sorted(done.keys() - known.keys()):
@@ -130,7 +132,9 @@ async def migrate(connection: Connection) -> MigrationReport:
             )
         for version, row in done.items():
             if row["digest"] != known[version].digest:
-                raise Fatal(f"migration {version} ({row['name']}) was applied with another text than this version's")
+                raise Fatal(
+                    f"migration {version} ({row['name']}) was applied with another text than this version's"
+                )
         await _check_model_columns(connection)
         new = [migration for version, migration in known.items() if version not in done]
         for migration in new:
@@ -163,7 +167,10 @@ async def _check_model_columns(connection: Connection) -> None:
     found = {row["attname"]: row["type"] for row in rows}
     ours = {
         "revision": "bigint",
-        **{f"{field}_position": "bytea" for field in ("name", "protocol", "test_setup", "notes", "properties")},
+        **{
+            f"{field}_position": "bytea"
+            for field in ("name", "protocol", "test_setup", "notes", "properties")
+        },
     }
     differences = [
         f"column {name}: expected {expected}, found {found.get(name, 'none')}"

@@ -52,7 +52,9 @@ def read_json(text: bytes) -> Json:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4_000 else float(digits))
+        return json.loads(
+            text, parse_int=lambda digits: int(digits) if len(digits) < 4_000 else float(digits)
+        )
 
 
 @dataclass(slots=True)
@@ -133,7 +135,9 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
     if cell_instance_id is None:
         fault = "cell_instance_id: expected a string, found null"
     elif measurement_type not in MEASUREMENT_TYPES:
-        fault = f"measurement_type: expected one of {', '.join(MEASUREMENT_TYPES)}, found {measurement_type!r}"
+        fault = (
+            f"measurement_type: expected one of {', '.join(MEASUREMENT_TYPES)}, found {measurement_type!r}"
+        )
     elif step_labels_validated is None:
         fault = "step_labels_validated: expected true or false, found null"
     elif created_at is None or not _FIRST <= created_at <= _LAST:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import orjson
 
 from contracts.events import RejectionCode, Violation
-
 from worker.answer import (
     Answer,
     AnswerForm,
@@ -167,7 +166,9 @@ def _apply(update: Update, measurement: Measurement, ground: Ground) -> tuple[Ap
         stamped.append(name)
         before = fields[name]
         after = None if value is None else orjson.dumps(value)
-        if before == after or (before is not None and value is not None and json_equal(read_json(before), value)):
+        if before == after or (
+            before is not None and value is not None and json_equal(read_json(before), value)
+        ):
             continue  # equal values stay as they stand, to the letter
         fields[name] = after
         changed.append(name)

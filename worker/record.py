@@ -33,9 +33,11 @@ class Record(Protocol):
     @property
     def timestamp(self) -> int:
         """Milliseconds since 1970."""
+
     @property
     def timestamp_type(self) -> int:
         """0: CreateTime, 1: LogAppendTime."""
+
     @property
     def key(self) -> bytes | None: ...
     @property

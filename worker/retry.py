@@ -27,7 +27,9 @@ def judge_postgres(error: Exception) -> Verdict:
         if error.sqlstate[:2] in _ABOUT_DATA or error.sqlstate == "P0001":
             # a constraint of our own bookkeeping is never the event's fault
             return "anew" if getattr(error, "schema_name", None) == "measurement_updates" else "refused"
-        if error.sqlstate[:2] in _ROLLED_BACK or error.sqlstate == "57014":  # canceled: statement or lock timeout
+        if (
+            error.sqlstate[:2] in _ROLLED_BACK or error.sqlstate == "57014"
+        ):  # canceled: statement or lock timeout
             return "again"
     return "anew"
 

@@ -50,24 +50,39 @@ class Settings(BaseSettings):
     worker_group: str = Field("measurement-update-worker", min_length=1, description="consumer group")
     worker_updates_topic: TopicName = Field("measurement-updates", description="input topic")
     worker_updated_topic: TopicName = Field("measurement-updated", description="topic of the answers")
-    worker_rejected_topic: TopicName = Field("measurement-updates-rejected", description="topic of the rejected")
-    worker_partitions: int = Field(4, ge=1, le=10_000, description="partitions of a topic that `topics` creates")
-    worker_replication: int = Field(
-        -1, ge=-1, le=100, description="replication factor of a topic that `topics` creates; -1: the broker's default"
+    worker_rejected_topic: TopicName = Field(
+        "measurement-updates-rejected", description="topic of the rejected"
+    )
+    worker_partitions: int = Field(
+        4, ge=1, le=10_000, description="partitions of a topic that `topics` creates"
+    )
+    worker_replication: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="replicas of a topic that `topics` creates; without it 3, or as many as there are brokers",
     )
     worker_source: str = Field(
         "measurement-update-worker", min_length=1, description="CloudEvents source of the answers"
     )
     worker_session_timeout_ms: int = Field(
-        10_000, ge=1_000, le=1_800_000, description="a worker that is silent for this long loses its partitions (ms)"
+        10_000,
+        ge=1_000,
+        le=1_800_000,
+        description="a worker that is silent for this long loses its partitions (ms)",
     )
     worker_max_event_bytes: Size = Field(
-        1024**2, ge=1024, le=64 * 1024**2, description="a larger value (decompressed) is rejected as too_large"
+        1024**2,
+        ge=1024,
+        le=64 * 1024**2,
+        description="a larger value (decompressed) is rejected as too_large",
     )
     worker_identity_retention: Duration = Field(
         timedelta(days=90), description="the same event within this time is a duplicate"
     )
-    worker_history_retention: Duration = Field(timedelta(days=90), description="stored answers are kept this long")
+    worker_history_retention: Duration = Field(
+        timedelta(days=90), description="stored answers are kept this long"
+    )
     worker_drain_timeout: Duration = Field(
         timedelta(seconds=20), description="SIGTERM ends the process within this time, whatever is away"
     )
@@ -75,7 +90,9 @@ class Settings(BaseSettings):
         2_000, ge=1, le=100_000, description="at most this many records in one transaction"
     )
     worker_batch_bytes: Size = Field(
-        8 * 1024**2, ge=1024, description="at most this many bytes of values in one transaction (one record at least)"
+        8 * 1024**2,
+        ge=1024,
+        description="at most this many bytes of values in one transaction (one record at least)",
     )
     worker_log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
@@ -99,7 +116,9 @@ class Settings(BaseSettings):
     def dsn(self) -> str:
         """Raises SettingsError where the variable is missing."""
         if self.database_url is None:
-            raise SettingsError("DATABASE_URL: expected postgresql://user:password@host:port/name, found nothing")
+            raise SettingsError(
+                "DATABASE_URL: expected postgresql://user:password@host:port/name, found nothing"
+            )
         return self.database_url.get_secret_value()
 
 

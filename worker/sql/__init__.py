@@ -10,7 +10,9 @@ from importlib.resources import files
 @cache
 def queries() -> dict[str, str]:
     """Name → text of every `-- name: …` block of `queries.sql`."""
-    blocks = re.split(r"^-- name: (\w+)\n", (files(__package__) / "queries.sql").read_text(), flags=re.MULTILINE)
+    blocks = re.split(
+        r"^-- name: (\w+)\n", (files(__package__) / "queries.sql").read_text(), flags=re.MULTILINE
+    )
     return dict(zip(blocks[1::2], (text.strip() for text in blocks[2::2]), strict=True))
 
 

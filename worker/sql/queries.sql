@@ -117,9 +117,9 @@ SELECT log_offset, arrival, key, value, header_names, header_values, code, detai
 FROM measurement_updates.rejected_updates
 WHERE lane = $1 AND log_offset >= $2 AND log_offset < $3 ORDER BY log_offset LIMIT $4;
 
--- name: lanes_by_id
--- Where predecessors of answers through other partitions stand. $1 lanes
-SELECT lane, topic, partition, next_to_answer, retired_at FROM measurement_updates.lanes WHERE lane = ANY($1::integer[]);
+-- name: lane_by_id
+-- Where the predecessor of an answer through another partition stands. $1 lane
+SELECT topic, partition, next_to_answer, retired_at FROM measurement_updates.lanes WHERE lane = $1;
 
 -- name: foreign_lanes
 -- Lanes of this input that belong to another cluster or group. $1 topic, $2 cluster, $3 group

@@ -1,0 +1,81 @@
+"""`settings`: every setting, its meaning, default and present value."""
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+import orjson
+import typer
+from pydantic import SecretStr
+from rich.table import Table
+
+from worker.cli.terminal import out
+from worker.settings import Settings, load_settings
+
+
+def settings(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List every setting with its meaning, default and present value (secrets masked).
+
+    Settings come from the environment and from a file .env in the present directory.
+    """
+    present = load_settings()
+    rows = []
+    for name, field in Settings.model_fields.items():
+        value = getattr(present, name)
+        rows.append(
+            {
+                "name": name.upper(),
+                "value": _shown(value),
+                "default": _shown(field.default),
+                "set": name in present.model_fields_set,
+                "meaning": field.description or "",
+            }
+        )
+    if json:
+        print(orjson.dumps({"settings": rows}).decode())
+        return
+    if not out.is_terminal:
+        for row in rows:
+            out.print(
+                f"{row['name']}={row['value'] or ''}\t# {row['meaning']} (default: {row['default']})",
+                markup=False,
+            )
+        return
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for heading in ("setting", "value", "default", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        style = "bold" if row["set"] else ""
+        table.add_row(
+            str(row["name"]),
+            str(row["value"] or "-"),
+            str(row["default"] or "-"),
+            str(row["meaning"]),
+            style=style,
+        )
+    out.print(table, soft_wrap=False)
+
+
+def _shown(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, SecretStr):
+        return _without_password(value.get_secret_value())
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+        for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+            if seconds >= size and seconds % size == 0:
+                return f"{seconds / size:.0f}{unit}"
+        return f"{seconds:g}s"
+    return str(value)
+
+
+def _without_password(url: str) -> str:
+    """`postgresql://user:***@host/name`: which database it is helps, the secret doesn't."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    if not separator or not at:
+        return "***" if "password" in url else url
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}://{user}{':***' if colon else ''}@{place}"

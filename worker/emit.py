@@ -1,0 +1,115 @@
+"""emit: the one Kafka transaction of a batch, by a producer whose transactional id only one owner can hold.
+
+1. begin
+2. send the answers, batched by topic and partition
+3. wait for every one of them (a failed batch fails only its own future: a commit would go on without it)
+4. add the next input offset to the transaction
+5. commit
+"""
+
+import asyncio
+from collections.abc import Sequence
+from functools import lru_cache
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.partitioner import murmur2
+
+from worker.answer import Answer
+from worker.crash_points import reached
+
+MAX_BATCH_BYTES = 512 * 1024
+_TIMEOUT = 30.0
+"""Seconds for each step. aiokafka itself waits for ever for a coordinator or a leader that is away."""
+
+
+class Emitter:
+    """One lane's transactional producer. Any failure ends it: throw it away and start another one."""
+
+    def __init__(self, bootstrap_servers: str, group: str, tp: TopicPartition, max_batch_bytes: int) -> None:
+        self._tp = tp
+        self._group = group
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap_servers,
+            client_id=f"{group}.{tp.topic}.{tp.partition}",
+            transactional_id=f"{group}.{tp.topic}.{tp.partition}",
+            transaction_timeout_ms=60_000,
+            max_batch_size=min(MAX_BATCH_BYTES, max_batch_bytes),
+            request_timeout_ms=20_000,
+            # right after a commit the broker refuses while it still writes the last transaction's markers
+            retry_backoff_ms=10,
+        )
+
+    async def start(self) -> None:
+        """Fences the former owner of this partition and settles its last transaction. Raises KafkaError, TimeoutError."""
+        async with asyncio.timeout(_TIMEOUT):
+            await self._producer.start()
+
+    async def emit(self, answers: Sequence[Answer], next_offset: int) -> None:
+        """All answers and the next input offset, or nothing. Raises KafkaError, TimeoutError; then it is done for."""
+        producer = self._producer
+        async with asyncio.timeout(_TIMEOUT):
+            await producer.begin_transaction()
+        async with asyncio.timeout(_TIMEOUT):
+            for sent in await self._send(answers):
+                await sent
+            reached("in_kafka_transaction")
+            await producer.send_offsets_to_transaction({self._tp: next_offset}, self._group)
+        async with asyncio.timeout(_TIMEOUT):
+            await producer.commit_transaction()
+        reached("after_kafka_commit")
+
+    async def _send(self, answers: Sequence[Answer]) -> list[asyncio.Future[object]]:
+        producer = self._producer
+        partitions = {
+            topic: len(await producer.partitions_for(topic)) for topic in {a.topic for a in answers}
+        }
+        batches = {}
+        sent = []
+        for answer in answers:
+            partition = _partition(answer.key, partitions[answer.topic], self._tp.partition)
+            to = (answer.topic, partition)
+            batch = batches.get(to)
+            appended = batch and batch.append(
+                key=answer.key, value=answer.value, timestamp=answer.arrival, headers=answer.headers
+            )
+            if appended is None:
+                if batch is not None:
+                    batch.close()
+                    sent.append(await producer.send_batch(batch, answer.topic, partition=partition))
+                batches[to] = batch = producer.create_batch()
+                # the first record of a batch is always taken, however large
+                batch.append(
+                    key=answer.key, value=answer.value, timestamp=answer.arrival, headers=answer.headers
+                )
+        for (topic, partition), batch in batches.items():
+            batch.close()
+            sent.append(await producer.send_batch(batch, topic, partition=partition))
+        return sent
+
+    async def stop(self) -> None:
+        """Bounded: `stop()` of a producer with something in flight may hang."""
+        try:
+            async with asyncio.timeout(2):
+                await self._producer.stop()
+        except Exception:  # it is thrown away whatever it says
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        sender = self._producer._sender.sender_task
+        if sender is not None and not sender.done():
+            sender.cancel()
+            await asyncio.wait([sender], timeout=1)
+        await self._producer.client.close()
+
+
+def _partition(key: bytes | None, partitions: int, otherwise: int) -> int:
+    """Kafka's own partitioner (murmur2); without a key, the input's partition decides: the same record, the same place."""
+    if key is None:
+        return otherwise % partitions
+    return (_murmur2(key) if len(key) <= 256 else murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+@lru_cache(maxsize=65_536)
+def _murmur2(key: bytes) -> int:
+    """aiokafka's is pure Python: 10 µs for a UUID."""
+    return int(murmur2(key) & 0x7FFFFFFF)

@@ -1,0 +1,86 @@
+"""What a lane has fetched and not yet applied: bounded by pausing the partition, never the loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from worker.record import Record
+
+
+class Inbox:
+    """Records of one partition without a gap, from `next_offset` (of what was put in) backwards."""
+
+    def __init__(
+        self,
+        next_offset: int,
+        max_records: int,
+        max_bytes: int,
+        pause: Callable[[], None],
+        resume: Callable[[], None],
+    ) -> None:
+        self.next_offset = next_offset
+        self._records: deque[Record] = deque()
+        self._bytes = 0
+        self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._pause = pause
+        self._resume = resume
+        self._paused = False
+        self._ready = asyncio.Event()
+        self._closed = False
+        self._error: Exception | None = None
+
+    def put(self, records: Sequence[Record], next_offset: int) -> None:
+        self._records.extend(records)
+        self._bytes += sum(_size(record) for record in records)
+        self.next_offset = next_offset
+        self._ready.set()
+        if not self._paused and (
+            len(self._records) >= 2 * self._max_records or self._bytes >= 2 * self._max_bytes
+        ):
+            self._paused = True
+            self._pause()
+
+    def close(self) -> None:
+        """Nothing more is taken: what was not taken is for the next owner."""
+        self._closed = True
+        self._ready.set()
+
+    def fail(self, error: Exception) -> None:
+        """`take` raises it."""
+        self._error = error
+        self._ready.set()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    async def take(self, timeout: float) -> tuple[list[Record], int] | None:
+        """A batch and the offset after it; None after `timeout` seconds without one, or when closed."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+        except TimeoutError:
+            return None
+        if self._error is not None:
+            raise self._error
+        if self._closed:
+            return None
+        batch: list[Record] = []
+        size = 0
+        while self._records and len(batch) < self._max_records:
+            size += _size(self._records[0])
+            if batch and size > self._max_bytes:
+                break
+            batch.append(self._records.popleft())
+        self._bytes -= sum(_size(record) for record in batch)
+        if not self._records:
+            self._ready.clear()
+        if self._paused and len(self._records) < self._max_records and self._bytes < self._max_bytes:
+            self._paused = False
+            self._resume()
+        return batch, self._records[0].offset if self._records else self.next_offset
+
+
+def _size(record: Record) -> int:
+    return len(record.value or b"") + len(record.key or b"") + 64 * len(record.headers) + 200

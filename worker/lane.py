@@ -1,0 +1,202 @@
+"""One partition: take it over, decide its records in order, send their answers, give it up.
+
+Two loops side by side: while Kafka commits the answers of one batch, Postgres already decides the next. Whatever goes
+wrong ends both, and the lane takes the partition over again, from what Postgres and Kafka know then: there is no
+other way to recover.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Literal
+
+import structlog
+from aiokafka import TopicPartition
+
+from worker.answer import Answer
+from worker.apply import Batch
+from worker.consumer import Fetched
+from worker.errors import Fatal, LaneStopped, Superseded, WorkerError
+from worker.inbox import Inbox
+from worker.pipeline import Decided, apply_batch, decode_batch
+from worker.retry import as_worker_error, backoff
+from worker.sql import queries
+from worker.takeover import LaneParts, TakenOver, check_log, take_over
+
+_IDLE_SECONDS = 1.0
+_CHECK_LOG_EVERY = 10
+"""Idle seconds: a log that is deleted and made anew just goes quiet."""
+_MAX_UNANSWERED_BATCHES = 2
+
+LaneState = Literal["taking_over", "running", "waiting", "stopped", "given_up"]
+
+log = structlog.get_logger()
+
+
+class Lane:
+    """One assigned partition, from its assignment to its revocation."""
+
+    def __init__(self, tp: TopicPartition, parts: LaneParts) -> None:
+        self.tp = tp
+        self.state: LaneState = "taking_over"
+        self._said = ""
+        self._parts = parts
+        self._inbox: Inbox | None = None
+        self._draining = asyncio.Event()
+        self._progressed = False
+        self._log = log.bind(topic=tp.topic, partition=tp.partition)
+
+    def offer(self, fetched: Fetched) -> None:
+        """What the consumer has fetched. Only what follows on without a gap counts: anything else is from before a
+        seek or an earlier assignment, and the consumer is sent back to where this lane is."""
+        inbox = self._inbox
+        if inbox is None or inbox.closed:
+            return  # not taken over yet: the take-over seeks
+        if fetched.error is not None:
+            inbox.fail(fetched.error)
+        elif fetched.position == inbox.next_offset:
+            inbox.put(fetched.records, fetched.next_offset)
+        else:
+            self._parts.input_log.seek(self.tp, inbox.next_offset)
+
+    async def run(self) -> None:
+        """Until drained (returns) or revoked (cancelled). Raises only what must stop the process: Fatal, a defect."""
+        waits = backoff()
+        while not self._draining.is_set():
+            try:
+                async with take_over(self.tp, self._parts, self._emit_in_order) as taken:
+                    await self._work(taken)
+            except Exception as error:
+                known = _worth_another_try(error)
+                if self._progressed:
+                    waits, self._progressed = backoff(), False
+                seconds = next(waits)
+                self._say("stopped" if isinstance(known, LaneStopped) else "waiting", str(known))
+                await _first_of(self._draining.wait(), asyncio.sleep(seconds))
+            finally:
+                self._inbox = None
+                self._parts.input_log.pause(self.tp)
+        self._say("given_up", "")
+
+    def drain(self) -> None:
+        """Finish what is being decided, answer it, and end."""
+        self._draining.set()
+        if self._inbox is not None:
+            self._inbox.close()
+
+    async def _work(self, taken: TakenOver) -> None:
+        settings, input_log, tp = self._parts.settings, self._parts.input_log, self.tp
+        inbox = self._inbox = Inbox(
+            taken.position.next_to_apply,
+            settings.worker_batch_records,
+            settings.worker_batch_bytes,
+            pause=lambda: input_log.pause(tp),
+            resume=lambda: input_log.resume(tp),
+        )
+        if self._draining.is_set():
+            inbox.close()
+        input_log.seek(tp, inbox.next_offset)
+        input_log.resume(tp)
+        self._say("running", "", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
+        outbox: asyncio.Queue[Decided | None] = asyncio.Queue(_MAX_UNANSWERED_BATCHES)
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._decide(taken, inbox, outbox))
+            loops.create_task(self._answer(taken, outbox))
+        await self._note_answered(taken)
+
+    async def _decide(self, taken: TakenOver, inbox: Inbox, outbox: "asyncio.Queue[Decided | None]") -> None:
+        position, limits = taken.position, self._parts.limits
+        noted = taken.answered
+        idle = 0
+        while not inbox.closed:
+            batch = await inbox.take(_IDLE_SECONDS)
+            if batch is None:
+                if noted < taken.answered:
+                    await self._note_answered(taken)
+                    noted = taken.answered
+                idle += 1
+                if idle % _CHECK_LOG_EVERY == 0:
+                    await self._check(taken)
+                continue
+            idle = 0
+            records, next_offset = batch
+            events = decode_batch(records, position.latest_arrival, limits)
+            decisions = apply_batch(
+                taken.connection, position, Batch(events, next_offset), taken.ground, taken.answered
+            )
+            async for decided in decisions:
+                await outbox.put(decided)
+        await outbox.put(None)
+
+    async def _answer(self, taken: TakenOver, outbox: "asyncio.Queue[Decided | None]") -> None:
+        ended = False
+        while not ended:
+            batches = [await outbox.get()]
+            while not outbox.empty():  # a transaction costs the same for two batches as for one
+                batches.append(outbox.get_nowait())
+            ended = batches[-1] is None
+            decided = [batch for batch in batches if batch is not None]
+            if decided:
+                answers = [answer for batch in decided for answer in batch.answers]
+                await self._emit_in_order(taken, answers, decided[-1].next_offset)
+                self._progressed = True
+
+    async def _emit_in_order(self, taken: TakenOver, answers: list[Answer], next_offset: int) -> None:
+        """Cut before an answer whose predecessor, through another partition, isn't out yet; wait; go on."""
+        waits = backoff(first=0.01, cap=0.5)
+        while (blocked := await taken.predecessors.first_blocked(answers)) is not None:
+            if blocked > 0:
+                await taken.emitter.emit(answers[:blocked], answers[blocked].offset)
+                taken.answered = answers[blocked].offset
+                answers = answers[blocked:]
+                waits = backoff(first=0.01, cap=0.5)
+            await asyncio.sleep(next(waits))
+        await taken.emitter.emit(answers, next_offset)
+        taken.answered = next_offset
+
+    async def _check(self, taken: TakenOver) -> None:
+        row = await taken.connection.fetchrow(queries()["find_lane"], self.tp.topic, self.tp.partition)
+        if row is None or (row["lane"], row["epoch"]) != (taken.position.lane, taken.position.epoch):
+            raise Superseded("the lane has another owner, or an operator has restarted it")
+        await check_log(self.tp, row, self._parts.input_log)
+
+    async def _note_answered(self, taken: TakenOver) -> None:
+        await taken.connection.execute(
+            queries()["note_answered"], taken.position.lane, taken.position.epoch, taken.answered
+        )
+
+    def _say(self, state: LaneState, why: str, **facts: object) -> None:
+        """One log event a change of state."""
+        self.state = state
+        if (said := f"{state} {why}") != self._said:
+            self._said = said
+            level = {"waiting": "warning", "stopped": "error"}.get(state, "info")
+            getattr(self._log, level)(
+                f"lane {state.replace('_', ' ')}", **({"why": why} if why else {}), **facts
+            )
+
+
+def _worth_another_try(error: Exception) -> WorkerError:
+    """What a lane waits for. Raises what must stop the process: Fatal, or a defect that nobody foresaw."""
+    leaves = _leaves(error)
+    known = [as_worker_error(leaf) for leaf in leaves]
+    for leaf, worker_error in zip(leaves, known, strict=True):
+        if worker_error is None or isinstance(worker_error, Fatal):
+            raise leaf
+    first = known[0]
+    assert first is not None
+    return first
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for member in error.exceptions for leaf in _leaves(member)]
+    return [error]
+
+
+async def _first_of(*waiting: Coroutine[Any, Any, object]) -> None:
+    tasks = [asyncio.ensure_future(one) for one in waiting]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,102 @@
+"""The path of a batch: read → decode → plan → apply → emit. `lane.py` runs it for one partition."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from contracts.events import Violation
+from worker.answer import Answer
+from worker.apply import AheadOfClock, Batch, LanePosition, apply, clock_stop
+from worker.crash_points import reached
+from worker.database import Connection, describe
+from worker.decode import decode
+from worker.plan import Ground
+from worker.record import DecodeLimits, Record, Rejection, Update
+from worker.retry import backoff, judge_postgres
+
+
+@dataclass(slots=True)
+class Decided:
+    """What a transaction of Postgres has decided and Kafka doesn't know yet."""
+
+    answers: Sequence[Answer]
+    next_offset: int
+    applied: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+
+
+def decode_batch(
+    records: Sequence[Record], latest_arrival: int, limits: DecodeLimits
+) -> list[Update | Rejection]:
+    """Records in log order → events. An arrival never goes back, whatever the broker's clock did."""
+    events = []
+    for record in records:
+        # CreateTime is a producer's clock (the topic's setting was changed): it counts for nothing
+        if record.timestamp_type == 1 and record.timestamp > latest_arrival:
+            latest_arrival = record.timestamp
+        events.append(decode(record, latest_arrival, limits))
+    return events
+
+
+async def apply_batch(
+    connection: Connection, position: LanePosition, batch: Batch, ground: Ground, answered: int
+) -> AsyncIterator[Decided]:
+    """Decide a batch, in as many transactions as it takes, in log order.
+
+    Cut in halves where Postgres refuses an event's data, until that one event is alone and rejected; cut before a
+    record from the future. Raises LaneStopped there, and what `apply` raises.
+    """
+    waits = backoff(first=0.02, cap=1.0)
+    todo = [batch]
+    while todo:
+        batch = todo.pop()
+        try:
+            plan = await apply(connection, position, batch, ground, answered)
+        except AheadOfClock as ahead:
+            admitted = [event for event in batch.events if event.arrival <= ahead.latest]
+            first = batch.events[len(admitted)]
+            if not admitted:
+                raise clock_stop(position, first, ground.form.updates_topic, ground.partition) from None
+            todo += [
+                Batch(batch.events[len(admitted) :], batch.next_offset),
+                Batch(admitted, first.record.offset),
+            ]
+        except Exception as error:
+            match judge_postgres(error):
+                case "again":
+                    todo.append(batch)
+                    await asyncio.sleep(next(waits))
+                case "refused" if batch.events:
+                    todo += _without_the_refused(batch, error)
+                case _:
+                    raise
+        else:
+            reached("between_commits")
+            yield Decided(
+                plan.answers, batch.next_offset, len(plan.applied), plan.duplicates, len(plan.rejected)
+            )
+
+
+def _without_the_refused(batch: Batch, error: Exception) -> list[Batch]:
+    """Two halves, the later one first (a stack); the event itself, rejected, once it is alone."""
+    events = list(batch.events)
+    if len(events) > 1:
+        middle = len(events) // 2
+        return [
+            Batch(events[middle:], batch.next_offset),
+            Batch(events[:middle], events[middle].record.offset),
+        ]
+    event = events[0]
+    if isinstance(event, Rejection):
+        raise error  # nothing of it goes near the measurements: not the event's fault
+    reason = describe(error)
+    violation = Violation(_refused_path(error), "data that the database takes", reason)
+    message = f"the database refuses this event's data: {reason}"
+    rejection = Rejection(event.record, event.arrival, "storage_refused", message, (violation,), 1)
+    return [Batch([rejection], batch.next_offset)]
+
+
+def _refused_path(error: Exception) -> str:
+    column = getattr(error, "column_name", None)
+    return f"$.{column}" if column else "$"

@@ -1,0 +1,81 @@
+"""Answers as they were stored, to be emitted again byte for byte."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from worker.answer import Answer, AnswerForm, Cause, StoredRejection, rejected_answer, updated_answer
+from worker.database import Connection
+from worker.sql import queries
+
+_ROWS_AT_ONCE = 500
+
+
+@dataclass(slots=True)
+class StoredAnswers:
+    """Answers in log order, and the offset after the last record that they answer."""
+
+    answers: list[Answer]
+    next_offset: int
+
+
+async def stored_answers(
+    connection: Connection, lane: int, form: AnswerForm, partition: int, begin: int, end: int
+) -> AsyncIterator[StoredAnswers]:
+    """What is stored for the records from `begin` to before `end`; the last one yielded reaches `end`."""
+    sql = queries()
+    while begin < end:
+        updated = await connection.fetch(sql["stored_updates"], lane, begin, end, _ROWS_AT_ONCE)
+        rejected = await connection.fetch(sql["stored_rejections"], lane, begin, end, _ROWS_AT_ONCE)
+        # each is complete up to its last row, if it was cut
+        reach = min(
+            (rows[-1]["log_offset"] + 1 for rows in (updated, rejected) if len(rows) == _ROWS_AT_ONCE),
+            default=end,
+        )
+        answers = [_updated(row, form, partition) for row in updated if row["log_offset"] < reach]
+        answers += [_rejected(row, form, partition) for row in rejected if row["log_offset"] < reach]
+        answers.sort(key=lambda answer: answer.offset)
+        yield StoredAnswers(answers, reach)
+        begin = reach
+
+
+def _updated(row: Any, form: AnswerForm, partition: int) -> Answer:
+    model = row["answer"].encode()
+    cause = Cause(
+        form.updates_topic,
+        partition,
+        row["log_offset"],
+        row["arrival"],
+        row["event_source"],
+        row["event_id"],
+        row["traceparent"],
+    )
+    previous = None if row["previous_lane"] is None else (row["previous_lane"], row["previous_offset"])
+    return updated_answer(
+        form,
+        cause,
+        row["measurement_id"],
+        orjson.loads(model)["updated_at"],
+        row["revision"],
+        row["changed"],
+        model,
+        previous,
+        row["answer_source"],
+    )
+
+
+def _rejected(row: Any, form: AnswerForm, partition: int) -> Answer:
+    stored = StoredRejection(
+        offset=row["log_offset"],
+        arrival=row["arrival"],
+        key=row["key"],
+        value=row["value"],
+        header_names=row["header_names"],
+        header_values=row["header_values"],
+        code=row["code"],
+        detail=row["detail"].encode(),
+        truncated=row["truncated"] and row["truncated"].encode(),
+    )
+    return rejected_answer(stored, form, partition)
