@@ -8,8 +8,11 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from tests.system import System, system
+from worker.database import migrate
 from worker.settings import load_settings
 from worker.stack import Stack, running_stack
+
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +35,47 @@ async def database_url(stack: Stack) -> AsyncIterator[str]:
     admin = await asyncpg.connect(stack.database_url)
     try:
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-        yield urlunsplit(urlsplit(stack.database_url)._replace(path=f"/{name}"))
+        yield _database(stack, name)
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await admin.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def migrated_template(stack: Stack) -> AsyncIterator[str]:
+    """A migrated database to copy: a copy takes a tenth of the time of a migration."""
+    name = f"template_{uuid.uuid4().hex[:8]}"
+    admin = await asyncpg.connect(stack.database_url)
+    try:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        connection = await asyncpg.connect(_database(stack, name))
+        await migrate(connection)
+        await connection.close()
+        yield name
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+@pytest_asyncio.fixture
+async def migrated_url(stack: Stack, migrated_template: str) -> AsyncIterator[str]:
+    """A fresh, migrated database, dropped after the test."""
+    name = f"t_{uuid.uuid4().hex[:16]}"
+    admin = await asyncpg.connect(stack.database_url)
+    try:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+        yield _database(stack, name)
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+@pytest_asyncio.fixture
+async def lab(stack: Stack, migrated_url: str) -> AsyncIterator[System]:
+    """Topics (two partitions), a group and a migrated database of the test's own. No worker runs yet."""
+    async with system(stack.kafka_bootstrap_servers, migrated_url) as built:
+        yield built
+
+
+def _database(stack: Stack, name: str) -> str:
+    return urlunsplit(urlsplit(stack.database_url)._replace(path=f"/{name}"))

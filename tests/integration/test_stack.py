@@ -44,7 +44,7 @@ def neither_settings_nor_docker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory for temporary files. At the end nothing may be left in it, nor any process at work there."""
+    """A directory for temporary files. At the end nothing may be left in it, and no process be at work there."""
     directory = Path(tempfile.mkdtemp(prefix="test-stack-", dir="/tmp"))
     directory.chmod(0o755)
     monkeypatch.setenv("TMPDIR", str(directory))

@@ -1,0 +1,286 @@
+"""A system of its own for one test: fresh topics, a fresh migrated database, a worker in this process or in its own."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import asyncpg
+import orjson
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.structs import RecordMetadata
+
+from worker.app import Worker
+from worker.settings import Settings, load_settings
+from worker.topics import create_topics
+
+Header = tuple[str, bytes | None]
+
+COMMAND = Path(sys.executable).with_name("measurement-updates")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One record of an answer topic, read_committed."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, bytes | None]
+    raw_headers: tuple[Header, ...]
+
+    @property
+    def rejected(self) -> bool:
+        return "rejection-code" in self.headers
+
+    @property
+    def code(self) -> str:
+        return self.text("rejection-code")
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        return dict(orjson.loads(self.headers["rejection-detail"] or b""))
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return dict(orjson.loads(self.value or b""))
+
+    @property
+    def revision(self) -> int:
+        return int(self.text("ce_revision"))
+
+    @property
+    def changed(self) -> list[str]:
+        return [name for name in self.text("ce_changed").split(",") if name]
+
+    def text(self, header: str) -> str:
+        return (self.headers[header] or b"").decode()
+
+
+@dataclass(slots=True)
+class System:
+    """Build with `system(…)` below. Every wait is bounded."""
+
+    settings: Settings
+    database: "asyncpg.Connection[asyncpg.Record]"
+    producer: AIOKafkaProducer
+    workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @property
+    def updates(self) -> str:
+        return self.settings.worker_updates_topic
+
+    async def seed(self, measurement_id: str, **columns: Any) -> str:
+        """A row of cell_measurements; jsonb columns take Python values."""
+        row: dict[str, Any] = {"id": measurement_id, "cell_instance_id": "cell-1", "name": "formation", **columns}
+        for name in ("protocol", "test_setup", "properties", "file_metadata"):
+            if row.get(name) is not None:
+                row[name] = orjson.dumps(row[name]).decode()
+        names = list(row)
+        placeholders = ", ".join(f"${number}" for number in range(1, len(names) + 1))
+        await self.database.execute(
+            f"INSERT INTO cell_measurements ({', '.join(names)}) VALUES ({placeholders})", *row.values()
+        )
+        return measurement_id
+
+    async def row(self, measurement_id: str) -> dict[str, Any]:
+        found = await self.database.fetchrow("SELECT * FROM cell_measurements WHERE id = $1", measurement_id)
+        assert found is not None
+        return {
+            name: orjson.loads(value)
+            if name in ("protocol", "test_setup", "properties", "file_metadata") and value is not None
+            else value
+            for name, value in found.items()
+        }
+
+    async def rows(self) -> list[dict[str, Any]]:
+        """Every measurement, without when it was created."""
+        found = await self.database.fetch("SELECT * FROM cell_measurements ORDER BY id")
+        return [{name: value for name, value in row.items() if name != "created_at"} for row in found]
+
+    async def publish(
+        self,
+        key: str | bytes | None,
+        value: bytes | Mapping[str, Any] | None,
+        headers: Sequence[Header] = (),
+        partition: int | None = None,
+    ) -> RecordMetadata:
+        """One record, acknowledged: its place in the log and the broker's timestamp."""
+        if isinstance(value, Mapping):
+            value = orjson.dumps(value)
+        if isinstance(key, str):
+            key = key.encode()
+        if key is None and value is None:
+            partition = partition or 0
+        sent = await self.producer.send(
+            self.updates, key=key, value=value, headers=list(headers), partition=partition
+        )
+        return await asyncio.wait_for(sent, 30)
+
+    async def update(
+        self, measurement_id: str, patch: Mapping[str, Any] | bytes, *, id: str, source: str = "cycler", **more: str
+    ) -> RecordMetadata:
+        """A binary CloudEvent. `more`: further headers, `_` for `-`; extensions with their `ce_`."""
+        headers: list[Header] = [
+            ("ce_specversion", b"1.0"),
+            ("ce_id", id.encode()),
+            ("ce_source", source.encode()),
+            ("ce_type", b"cell_measurement.update.v1"),
+            ("content-type", b"application/json"),
+        ]
+        headers += [(name if name.startswith("ce_") else name.replace("_", "-"), text.encode()) for name, text in more.items()]
+        return await self.publish(measurement_id, patch, headers)
+
+    @contextlib.asynccontextmanager
+    async def worker(self, **overrides: Any) -> AsyncIterator[Worker]:
+        """A worker in this process; drained at the end. What it died of is raised."""
+        worker = Worker(self.settings.model_copy(update=overrides))
+        running = asyncio.create_task(worker.run())
+        try:
+            yield worker
+        finally:
+            worker.stop()
+            await asyncio.wait_for(running, 30)
+
+    @contextlib.contextmanager
+    def process(self, log: int | IO[bytes] = subprocess.DEVNULL, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """A worker as users run it; SIGKILL at the end, if it still runs."""
+        worker = subprocess.Popen([COMMAND, "run"], env={**self.environment, **environment}, stderr=log)
+        try:
+            yield worker
+        finally:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGKILL)
+            worker.wait()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a command of its own process."""
+        settings = self.settings
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("WORKER_")},
+            "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+            "DATABASE_URL": settings.dsn,
+            "WORKER_GROUP": settings.worker_group,
+            "WORKER_UPDATES_TOPIC": settings.worker_updates_topic,
+            "WORKER_UPDATED_TOPIC": settings.worker_updated_topic,
+            "WORKER_REJECTED_TOPIC": settings.worker_rejected_topic,
+            "WORKER_PARTITIONS": str(settings.worker_partitions),
+            "WORKER_SESSION_TIMEOUT_MS": str(settings.worker_session_timeout_ms),
+        }
+
+    def partitions(self) -> list[TopicPartition]:
+        return [TopicPartition(self.updates, number) for number in range(self.settings.worker_partitions)]
+
+    async def settled(self, timeout: float = 30) -> None:
+        """Until every record of the input is answered, as the group's committed offsets say."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.settings.bootstrap_servers,
+            group_id=self.settings.worker_group,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+        )
+        await consumer.start()
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    ends = await consumer.end_offsets(self.partitions())
+                    committed = {tp: await consumer.committed(tp) or 0 for tp in self.partitions()}
+                    if all(committed[tp] >= ends[tp] for tp in self.partitions()):
+                        return
+                    await asyncio.sleep(0.05)
+        finally:
+            await consumer.stop()
+
+    async def answers(self, count: int | None = None, timeout: float = 30) -> list[Answer]:
+        """Every answer from the topics' beginnings, read_committed: `count` of them and then none more for a moment, or,
+        without `count`, all after everything is settled. In log order by partition, the topics one after the other."""
+        if count is None:
+            await self.settled(timeout)
+        found: list[Answer] = []
+        for topic in (self.settings.worker_updated_topic, self.settings.worker_rejected_topic):
+            found += await self._read(topic)
+        if count is not None:
+            async with asyncio.timeout(timeout):
+                while len(found) < count:
+                    await asyncio.sleep(0.05)
+                    found = []
+                    for topic in (self.settings.worker_updated_topic, self.settings.worker_rejected_topic):
+                        found += await self._read(topic)
+        return found
+
+    async def _read(self, topic: str) -> list[Answer]:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.settings.bootstrap_servers,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            max_partition_fetch_bytes=16 * 1024**2,
+        )
+        await consumer.start()
+        try:
+            partitions = [TopicPartition(topic, number) for number in range(self.settings.worker_partitions)]
+            consumer.assign(partitions)
+            ends = await consumer.end_offsets(partitions)
+            await consumer.seek_to_beginning(*partitions)
+            found: list[Answer] = []
+            async with asyncio.timeout(30):
+                while any([await consumer.position(tp) < ends[tp] for tp in partitions]):
+                    for records in (await consumer.getmany(timeout_ms=200)).values():
+                        found += [_answer(record) for record in records]
+            return sorted(found, key=lambda answer: (answer.partition, answer.offset))
+        finally:
+            await consumer.stop()
+
+
+def _answer(record: ConsumerRecord[bytes, bytes]) -> Answer:
+    return Answer(
+        record.topic,
+        record.partition,
+        record.offset,
+        record.key,
+        record.value,
+        dict(record.headers),
+        tuple(record.headers),
+    )
+
+
+@contextlib.asynccontextmanager
+async def system(bootstrap_servers: str, database_url: str, **overrides: Any) -> AsyncIterator[System]:
+    """`database_url` names a migrated database; the topics are made here."""
+    name = f"t-{uuid.uuid4().hex[:10]}"
+    settings = load_settings(
+        _env_file=None,
+        kafka_bootstrap_servers=bootstrap_servers,
+        database_url=database_url,
+        worker_group=f"{name}-group",
+        worker_updates_topic=f"{name}-updates",
+        worker_updated_topic=f"{name}-updated",
+        worker_rejected_topic=f"{name}-rejected",
+        **{"worker_partitions": 2, **overrides},
+    )
+    for topic in await create_topics(settings):
+        assert not topic.faults, topic.faults
+    database = await asyncpg.connect(database_url)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=bootstrap_servers,
+        enable_idempotence=True,
+        max_request_size=settings.worker_max_event_bytes * 4,
+        retry_backoff_ms=20,
+    )
+    await producer.start()
+    built = System(settings, database, producer)
+    try:
+        yield built
+    finally:
+        await producer.stop()
+        await database.close()
