@@ -14,7 +14,6 @@ from worker.settings import load_settings
 from worker.stack import Stack, running_stack
 
 
-
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """Kafka and Postgres, for the whole session: the settings', Docker's or our own (without fsync)."""

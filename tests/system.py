@@ -81,7 +81,12 @@ class System:
 
     async def seed(self, measurement_id: str, **columns: Any) -> str:
         """A row of cell_measurements; jsonb columns take Python values."""
-        row: dict[str, Any] = {"id": measurement_id, "cell_instance_id": "cell-1", "name": "formation", **columns}
+        row: dict[str, Any] = {
+            "id": measurement_id,
+            "cell_instance_id": "cell-1",
+            "name": "formation",
+            **columns,
+        }
         for name in ("protocol", "test_setup", "properties", "file_metadata"):
             if row.get(name) is not None:
                 row[name] = orjson.dumps(row[name]).decode()
@@ -127,7 +132,13 @@ class System:
         return await asyncio.wait_for(sent, 30)
 
     async def update(
-        self, measurement_id: str, patch: Mapping[str, Any] | bytes, *, id: str, source: str = "cycler", **more: str
+        self,
+        measurement_id: str,
+        patch: Mapping[str, Any] | bytes,
+        *,
+        id: str,
+        source: str = "cycler",
+        **more: str,
     ) -> RecordMetadata:
         """A binary CloudEvent. `more`: further headers, `_` for `-`; extensions with their `ce_`."""
         headers: list[Header] = [
@@ -137,7 +148,10 @@ class System:
             ("ce_type", b"cell_measurement.update.v1"),
             ("content-type", b"application/json"),
         ]
-        headers += [(name if name.startswith("ce_") else name.replace("_", "-"), text.encode()) for name, text in more.items()]
+        headers += [
+            (name if name.startswith("ce_") else name.replace("_", "-"), text.encode())
+            for name, text in more.items()
+        ]
         return await self.publish(measurement_id, patch, headers)
 
     @contextlib.asynccontextmanager
@@ -152,7 +166,9 @@ class System:
             await asyncio.wait_for(running, 30)
 
     @contextlib.contextmanager
-    def process(self, log: int | IO[bytes] = subprocess.DEVNULL, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+    def process(
+        self, log: int | IO[bytes] = subprocess.DEVNULL, **environment: str
+    ) -> Iterator["subprocess.Popen[bytes]"]:
         """A worker as users run it; SIGKILL at the end, if it still runs."""
         worker = subprocess.Popen([COMMAND, "run"], env={**self.environment, **environment}, stderr=log)
         try:

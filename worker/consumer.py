@@ -49,7 +49,7 @@ class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no 
         fetcher_module.MemoryRecords = LogRecords
         await super().start()
 
-    async def getmany(  # type: ignore[override]
+    async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[Fetched]]:
         """Waits up to a second whatever `timeout_ms` says: an empty answer makes FastStream sleep once more."""

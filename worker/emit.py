@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from worker.answer import Answer
 from worker.crash_points import reached
@@ -63,7 +64,7 @@ class Emitter:
         partitions = {
             topic: len(await producer.partitions_for(topic)) for topic in {a.topic for a in answers}
         }
-        batches = {}
+        batches: dict[tuple[str, int], BatchBuilder] = {}
         sent = []
         for answer in answers:
             partition = _partition(answer.key, partitions[answer.topic], self._tp.partition)

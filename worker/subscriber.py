@@ -147,7 +147,7 @@ def build_broker(settings: Settings, lanes: Lanes, fail: Callable[[BaseException
 
 async def _wrap(fetched: tuple[Fetched, ...]) -> KafkaMessage:
     # what it consumes from is needed for acknowledging only
-    return KafkaMessage(raw_message=fetched, body=fetched, consumer=FAKE_CONSUMER)  # type: ignore[arg-type]
+    return KafkaMessage(raw_message=fetched, body=fetched, consumer=FAKE_CONSUMER)
 
 
 async def _unwrap(message: KafkaMessage) -> Any:

@@ -31,8 +31,10 @@ class Migration:
 
 def migrations() -> list[Migration]:
     """In the order in which they are applied."""
-    found = []
-    for file in (files(__package__) / "migrations").iterdir():
-        if matched := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name):
-            found.append(Migration(int(matched[1]), matched[2], file.read_text()))
+    directory = files(__package__) / "migrations"
+    found = [
+        Migration(int(matched[1]), matched[2], file.read_text())
+        for file in directory.iterdir()
+        if (matched := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name))
+    ]
     return sorted(found, key=lambda migration: migration.version)
