@@ -109,12 +109,13 @@ def _broken(name: str, value: Json) -> Iterator[tuple[_Path, str]]:
                 yield (name, key, *place), expected
         return
     # A union has an error for each of its members: one place is enough.
-    places = dict.fromkeys(
-        tuple(map(str, location[:2])) for location in _errors(validate_patch, {name: value})
-    )
-    for place in places:
-        known = place if place in _EXPECTED else place[:1]
-        yield known, _EXPECTED[known]
+    for place in dict.fromkeys(_known(location) for location in _errors(validate_patch, {name: value})):
+        yield place, _EXPECTED[place]
+
+
+def _known(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    place = tuple(map(str, location[:2]))
+    return place if place in _EXPECTED else place[:1]
 
 
 def _broken_property(member: Json) -> Iterator[tuple[_Path, str]]:
