@@ -164,7 +164,7 @@ class Worker:
                 return None
             try:
                 return task.result()
-            except (DependencyAway, KafkaError, OSError, TimeoutError, asyncpg.PostgresError) as error:
+            except (DependencyAway, KafkaError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 known = as_worker_error(error)
                 if str(known) != said:
                     said = str(known)

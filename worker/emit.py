@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
@@ -47,6 +48,13 @@ class Emitter:
 
     async def emit(self, answers: Sequence[Answer], next_offset: int) -> None:
         """All answers and the next input offset, or nothing. Raises KafkaError, TimeoutError; then it is done for."""
+        try:
+            await self._transaction(answers, next_offset)
+        except AssertionError as error:
+            # aiokafka's transaction state after an error that it has reported before (a transaction that timed out)
+            raise KafkaError(f"the producer's transaction is broken: {error!r}") from error
+
+    async def _transaction(self, answers: Sequence[Answer], next_offset: int) -> None:
         producer = self._producer
         async with asyncio.timeout(_TIMEOUT):
             await producer.begin_transaction()

@@ -55,7 +55,7 @@ class Lane:
             inbox.fail(fetched.error)
         elif fetched.position == inbox.next_offset:
             inbox.put(fetched.records, fetched.next_offset)
-        else:
+        elif self._parts.input_log.is_ours(self.tp):
             self._parts.input_log.seek(self.tp, inbox.next_offset)
 
     async def run(self) -> None:
@@ -66,16 +66,16 @@ class Lane:
                 async with take_over(self.tp, self._parts, self._emit_in_order) as taken:
                     await self._work(taken)
             except Exception as error:
+                # not where it was revoked (CancelledError): its successor in this process may be reading already
+                self._inbox = None
+                self._parts.input_log.pause(self.tp)
                 known = _worth_another_try(error)
                 if self._progressed:
                     waits, self._progressed = backoff(), False
                 seconds = next(waits)
                 self._say("stopped" if isinstance(known, LaneStopped) else "waiting", str(known))
                 await _first_of(self._draining.wait(), asyncio.sleep(seconds))
-            finally:
-                self._inbox = None
-                self._parts.input_log.pause(self.tp)
-        self._say("given_up", "")
+        self._say("given_up")
 
     def drain(self) -> None:
         """Finish what is being decided, answer it, and end."""
@@ -96,7 +96,7 @@ class Lane:
             inbox.close()
         input_log.seek(tp, inbox.next_offset)
         input_log.resume(tp)
-        self._say("running", "", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
+        self._say("running", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
         outbox: asyncio.Queue[Decided | None] = asyncio.Queue(_MAX_UNANSWERED_BATCHES)
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._decide(taken, inbox, outbox))
@@ -121,9 +121,15 @@ class Lane:
             records, next_offset = batch
             events = decode_batch(records, position.latest_arrival, limits)
             decisions = apply_batch(
-                taken.connection, position, Batch(events, next_offset), taken.ground, taken.answered
+                taken.connection,
+                position,
+                Batch(events, next_offset),
+                taken.ground,
+                taken.answered,
+                self._say_waiting,
             )
             async for decided in decisions:
+                self._say("running")
                 await outbox.put(decided)
         await outbox.put(None)
 
@@ -164,7 +170,10 @@ class Lane:
             queries()["note_answered"], taken.position.lane, taken.position.epoch, taken.answered
         )
 
-    def _say(self, state: LaneState, why: str, **facts: object) -> None:
+    def _say_waiting(self, why: str) -> None:
+        self._say("waiting", why)
+
+    def _say(self, state: LaneState, why: str = "", **facts: object) -> None:
         """One log event a change of state."""
         self.state = state
         if (said := f"{state} {why}") != self._said:

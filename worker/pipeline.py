@@ -1,7 +1,7 @@
 """The path of a batch: read → decode → plan → apply → emit. `lane.py` runs it for one partition."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from contracts.events import Violation
@@ -40,9 +40,14 @@ def decode_batch(
 
 
 async def apply_batch(
-    connection: Connection, position: LanePosition, batch: Batch, ground: Ground, answered: int
+    connection: Connection,
+    position: LanePosition,
+    batch: Batch,
+    ground: Ground,
+    answered: int,
+    waiting: Callable[[str], None],
 ) -> AsyncIterator[Decided]:
-    """Decide a batch, in as many transactions as it takes, in log order.
+    """Decide a batch, in as many transactions as it takes, in log order. `waiting` hears what it waits for.
 
     Cut in halves where Postgres refuses an event's data, until that one event is alone and rejected; cut before a
     record from the future. Raises LaneStopped there, and what `apply` raises.
@@ -66,6 +71,7 @@ async def apply_batch(
             match judge_postgres(error):
                 case "again":
                     todo.append(batch)
+                    waiting(f"Postgres: {describe(error)}: tried again")
                     await asyncio.sleep(next(waits))
                 case "refused" if batch.events:
                     todo += _without_the_refused(batch, error)

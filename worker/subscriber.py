@@ -31,6 +31,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self.consumer: LogConsumer | None = None
+        self._draining = False
 
     def use(self, consumer: LogConsumer) -> None:
         self.consumer = consumer
@@ -54,6 +55,8 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
             # paused until its lane has taken it over
             assert self.consumer is not None
             self.consumer.pause(tp)
+            if self._draining:
+                continue
             lane = self._lanes[tp] = self._build(tp)
             task = self._tasks[tp] = asyncio.create_task(lane.run(), name=f"lane {tp.topic}/{tp.partition}")
             task.add_done_callback(self._ended)
@@ -65,6 +68,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
 
     async def drain(self, timeout: float) -> bool:
         """Let every lane finish what it has begun. False where some couldn't in time: those are cut off."""
+        self._draining = True
         for lane in self._lanes.values():
             lane.drain()
         tasks = [*self._tasks.values(), *self._ending]
