@@ -1,0 +1,59 @@
+"""The floor, as a process: consume, write set-wise, produce as many bytes; no logic of ours.
+
+Arguments: brokers, DSN, input topic, output topic, events, batch. Prints `begins` and `ends`.
+"""
+
+import asyncio
+import sys
+
+import asyncpg
+import orjson
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+_ANSWER_BYTES = b"x" * 900
+"""About what an answer to one of the benchmark's events takes, headers included."""
+
+
+async def main(servers: str, dsn: str, updates: str, updated: str, events: int, batch: int) -> None:
+    connection = await asyncpg.connect(dsn, server_settings={"measurement_updates.applying": "on"})
+    consumer = AIOKafkaConsumer(updates, bootstrap_servers=servers, auto_offset_reset="earliest")
+    producer = AIOKafkaProducer(bootstrap_servers=servers, enable_idempotence=True, max_batch_size=512 * 1024)
+    await producer.start()
+    await consumer.start()
+    partitions = len(await producer.partitions_for(updated))
+    pending: list[asyncio.Future[object]] = []
+    seen = 0
+    while seen < events:
+        fetched = await consumer.getmany(timeout_ms=500, max_records=batch)
+        records = [record for of_one in fetched.values() for record in of_one]
+        if not records:
+            continue
+        if seen == 0:
+            print("begins", flush=True)
+        seen += len(records)
+        patches = {record.key.decode(): orjson.loads(record.value) for record in records}
+        await connection.execute(
+            """UPDATE cell_measurements AS m SET notes = u.notes, test_setup = u.test_setup, updated_at = now()
+               FROM unnest($1::text[], $2::text[], $3::jsonb[]) AS u (id, notes, test_setup) WHERE m.id = u.id""",
+            list(patches),
+            [patch["notes"] for patch in patches.values()],
+            [orjson.dumps(patch["test_setup"]).decode() for patch in patches.values()],
+        )
+        partition = seen % partitions
+        builder = producer.create_batch()
+        for record in records:
+            if builder.append(key=record.key, value=_ANSWER_BYTES, timestamp=None) is None:
+                pending.append(await producer.send_batch(builder, updated, partition=partition))
+                builder = producer.create_batch()
+                builder.append(key=record.key, value=_ANSWER_BYTES, timestamp=None)
+        pending.append(await producer.send_batch(builder, updated, partition=partition))
+    await asyncio.gather(*pending)
+    print("ends", flush=True)
+    await consumer.stop()
+    await producer.stop()
+    await connection.close()
+
+
+if __name__ == "__main__":
+    servers, dsn, updates, updated, events, batch = sys.argv[1:]
+    asyncio.run(main(servers, dsn, updates, updated, int(events), int(batch)))
