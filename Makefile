@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml requirements-dev.lock
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "expected Python >= 3.11 with its modules venv and ensurepip (Debian: python3-venv) as python3 on PATH," >&2; \
 		echo "found $$(python3 --version 2>&1 || echo none); choose one: make setup PYTHON=/path/to/python3" >&2; exit 1; fi
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)

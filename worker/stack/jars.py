@@ -42,7 +42,7 @@ class Jar:
 
 
 def kafka_jars(console: Console) -> tuple[str, list[Path]]:
-    """Kafka's version and its jars, in the lock's order; what is missing or damaged in the cache is downloaded.
+    """Kafka's version and its jars, in the lock's order; what the cache lacks or has damaged is downloaded.
 
     Safe beside other processes that do the same, and against being killed at any point: a jar takes its name
     in the cache after its checksum was found right. Raises StackError.
@@ -52,7 +52,7 @@ def kafka_jars(console: Console) -> tuple[str, list[Path]]:
     except ImportError as error:
         raise missing_extra(error.name) from None
 
-    locked = _locked_jars()
+    locked = locked_jars()
     version = next(jar.version for jar in locked if jar.artifact == "kafka_2.13")
     cache = user_cache_path("measurement-updates") / f"kafka-{version}"
     try:
@@ -74,7 +74,7 @@ def missing_extra(package: str | None) -> StackError:
     )
 
 
-def _locked_jars() -> list[Jar]:
+def locked_jars() -> list[Jar]:
     try:
         from jgo.env import LockFile
     except ImportError as error:
@@ -158,8 +158,8 @@ def _fetch(jar: Jar, context: Any, cache: Path) -> int:
             if attempt == _TRIES:
                 raise StackError(
                     f"{jar.group}:{jar.artifact}:{jar.version}: expected to download it, found {error}. It is"
-                    f" needed once and kept in {cache}; a mirror is named in jgo's configuration ([repositories]"
-                    " in ~/.config/jgo.conf). Or set KAFKA_BOOTSTRAP_SERVERS"
+                    f" needed once and kept in {cache}; a mirror is named in jgo's configuration"
+                    " ([repositories] in ~/.config/jgo.conf). Or set KAFKA_BOOTSTRAP_SERVERS"
                 ) from error
     found = _sha256(path)
     if found != jar.sha256:
@@ -174,7 +174,7 @@ def _fetch(jar: Jar, context: Any, cache: Path) -> int:
 
 @contextmanager
 def _shown(total: int, version: str, console: Console) -> Iterator[Any]:
-    """Yields a function to call with the size of each jar that arrived: a bar on a terminal, else a few lines."""
+    """Yields a function to call with the size of each jar that comes: a bar on a terminal, else lines."""
     count = size = 0
     with Progress(
         TextColumn("{task.description}"),

@@ -17,8 +17,8 @@ from worker.stack.service import Service, StackError, copy_for_others, listens, 
 class EmbeddedPostgres(Service):
     """`database_url` holds for the object's whole life, through a stop and `start` again. UTF-8, locale C.
 
-    durable: with False a commit doesn't wait for the disk: faster, and a crash of Postgres loses nothing all the
-    same; a crash of the machine may.
+    durable: with False a commit doesn't wait for the disk: faster, and a crash of Postgres loses nothing all
+    the same; a crash of the machine may.
     """
 
     name: ClassVar[str] = "Postgres"
@@ -37,8 +37,8 @@ class EmbeddedPostgres(Service):
         self._gid: int | None = None
         under = None
         if os.geteuid() == 0:
-            # Postgres refuses to run as root. The package would make a user of its own and open the whole path
-            # to itself for everybody, up to /; we take `nobody`, and a copy where `nobody` can't reach it.
+            # Postgres refuses to run as root. The package would make a user of its own and open the whole
+            # path to itself for everybody, up to /; we take `nobody`, and a copy where `nobody` can't reach it.
             nobody = pwd.getpwnam("nobody")
             self._uid, self._gid = nobody.pw_uid, nobody.pw_gid
             if not reachable_for_others(Path(tempfile.gettempdir())):
