@@ -39,11 +39,15 @@ check: setup  ## what CI runs: format, lint, types, imports, tests
 bench: setup  ## events/s, beside the floor without our logic
 	$(BIN)/python -m tests.benchmarks
 
-COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
-lock: setup  ## requirements*.lock anew, within pyproject.toml's bounds (a version that still fits is kept)
-	$(COMPILE) --output-file requirements.lock
-	$(COMPILE) --extra stack --extra dev --constraints requirements.lock --output-file requirements-dev.lock
+# requirements.lock: the image. -dev: .venv, the same and what the stack and the checks need. -build: what makes
+# the package. A version that still fits is kept; `make lock UPGRADE=--upgrade` takes the newest that fit.
+lock: setup  ## requirements*.lock anew, within the bounds of pyproject.toml
+	$(COMPILE) $(UPGRADE) pyproject.toml --output-file requirements.lock
+	$(COMPILE) $(UPGRADE) pyproject.toml --extra stack --extra dev --constraints requirements.lock \
+		--output-file requirements-dev.lock
+	echo hatchling | $(COMPILE) - --constraints requirements-dev.lock --output-file requirements-build.lock
 
 clean:  ## remove .venv and what the tools leave behind
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
