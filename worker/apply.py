@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from worker.crash_points import reached
 from worker.database import Connection
 from worker.errors import DependencyAway, LaneStopped, Superseded
 from worker.measurement import PATCHABLE, Measurement, measurement_of
@@ -122,6 +123,7 @@ async def apply(
             await _insert_applied(connection, result, ground)
         if result.rejected:
             await _insert_rejected(connection, result, ground.lane)
+        reached("before_postgres_commit")
     position.next_to_apply = batch.next_offset
     position.latest_arrival = arrival
     return result
