@@ -49,9 +49,7 @@ async def main(servers: str, dsn: str, updates: str, updated: str, events: int, 
         pending.append(await producer.send_batch(builder, updated, partition=partition))
     await asyncio.gather(*pending)
     print("ends", flush=True)
-    await consumer.stop()
-    await producer.stop()
-    await connection.close()
+    await asyncio.Event().wait()  # until ended: whoever measures reads the sessions' CPU first
 
 
 if __name__ == "__main__":
