@@ -3,9 +3,15 @@
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-Integer = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
+
+def _whole(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole), Field(ge=-(2**63), le=2**64 - 1)]
+"""A number without a fraction is an integer: `3.0` is 3."""
 Number = int | Annotated[float, Field(allow_inf_nan=False)]
 """Booleans are no numbers. An integer stays exact: it isn't made a float on its way through a model."""
 

@@ -18,8 +18,7 @@ class CellMeasurementPatch(BaseModel):
     """All fields are optional; an unknown one is an error. `model_fields_set` tells absent from `null`:
     dump it with `exclude_unset=True`.
 
-    Types are strict (`"25"` is no number, `true` isn't 1). In Python a float isn't an integer; in an event
-    one without a fraction is, since `read_json` has made it one before it comes here.
+    Types are strict: `"25"` is no number, `true` isn't 1. A number without a fraction is an integer.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
