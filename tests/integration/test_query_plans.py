@@ -1,0 +1,47 @@
+"""The hot queries use their indexes, and stay on them however large the tables are."""
+
+import asyncpg
+
+from worker.sql import queries
+
+
+async def test_hot_queries_read_by_index_only_what_a_batch_names(migrated_url: str) -> None:
+    connection = await asyncpg.connect(migrated_url)
+    try:
+        await connection.execute(
+            """INSERT INTO cell_measurements (id, cell_instance_id, name)
+               SELECT number::text, 'c', 'n' FROM generate_series(1, 20000) AS number"""
+        )
+        await connection.execute(
+            """INSERT INTO measurement_updates.applied_updates
+                   (lane, log_offset, arrival, identity, content, measurement_id, event_source, event_id, revision,
+                    changed, answer_source, answer)
+               SELECT 1, number, number, sha256(number::text::bytea), '\\x00', number::text, 's', number::text, 1, '', 's', '{}'
+               FROM generate_series(1, 20000) AS number"""
+        )
+        await connection.execute(
+            """INSERT INTO measurement_updates.rejected_updates
+                   (lane, log_offset, arrival, header_names, header_values, code, detail)
+               SELECT 1, number, number, '{}', '{}', 'invalid_json', '{}' FROM generate_series(1, 20000) AS number"""
+        )
+        await connection.execute("ANALYZE")
+        for name, arguments in (
+            ("lock_measurements", "ARRAY['1', '77', '4711']"),
+            ("find_identities", "ARRAY[sha256('1'::bytea)]"),
+            ("stored_updates", "1, 50, 90, 500"),
+            ("stored_rejections", "1, 50, 90, 500"),
+        ):
+            await connection.execute(f"PREPARE {name} AS {queries()[name]}")
+            plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE {name}({arguments})"))
+            assert "Index" in plan, f"{name}:\n{plan}"
+            assert "Seq Scan" not in plan, f"{name}:\n{plan}"
+
+        # a batch's rows are found one by one through the key: never by reading the table
+        nulls = ", ".join(["ARRAY['1', '77']", *["NULL"] * 18, "1"])
+        await connection.execute(f"PREPARE update_measurements AS {queries()['update_measurements']}")
+        plan = "\n".join(
+            row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE update_measurements({nulls})")
+        )
+        assert "cell_measurements_pkey" in plan, plan
+    finally:
+        await connection.close()
