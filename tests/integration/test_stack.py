@@ -164,12 +164,7 @@ def test_a_server_that_ends_at_once_says_why(temporary: Path) -> None:
 def start_command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """`measurement-updates stack` in a process group of its own: a signal to that is as from a terminal."""
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import typer; from worker.cli.stack import stack; typer.run(stack)",
-            *arguments,
-        ],
+        [Path(sys.executable).with_name("measurement-updates"), "stack", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | environment,
