@@ -1,0 +1,478 @@
+"""A day of the lab's cyclers: updates as their integrations send them, and what must become of each.
+
+What must become of them is told by a bookkeeping of a few lines (`_Book`) that shares nothing with the worker's own
+`plan`: a demo that asked the worker what to expect would always be content.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from typing import Any, Literal
+
+import orjson
+
+from contracts.cloudevents import Message, bare_update, binary_update, structured_update
+from contracts.events import RejectionCode
+from worker.lab import protocols
+from worker.lab.measurements import BEGAN, Measurement, lab_id, measurements
+
+Outcome = Literal["applied", "duplicate"] | RejectionCode
+Patch = dict[str, Any]
+
+FEWEST = 60
+"""Below this not every kind of update has its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Integration:
+    """A program that watches one make of cycler."""
+
+    name: str
+    source: str
+    form: Literal["binary", "structured", "bare"]
+    cycler: str
+    definition: Callable[[Any], dict[str, Any] | str]
+
+
+INTEGRATIONS = (
+    Integration("biologic", "urn:lab:biologic:eclab-pc-2", "binary", "BioLogic BCS-815", protocols.as_eclab),
+    Integration("arbin", "urn:lab:arbin:mits-pro-8", "structured", "Arbin LBT21084", protocols.as_ucp),
+    Integration("maccor", "", "bare", "Maccor Series 4600", protocols.as_steps),
+    Integration("neware", "urn:lab:neware:bts-8.0", "binary", "Neware CT-4008Tn", protocols.as_bts),
+    Integration("lims", "https://lims.lab.example/api", "structured", "", protocols.as_ucp),
+)
+"""What measures cells, and the lab's information system, which knows their properties."""
+_BIOLOGIC, _ARBIN, _MACCOR, _NEWARE, _LIMS = INTEGRATIONS
+
+
+@dataclass(frozen=True, slots=True)
+class LabUpdate:
+    """One record to publish, and what must become of it."""
+
+    number: int
+    integration: str
+    about: str
+    message: Message
+    identity: tuple[str, str] | None
+    """CloudEvents source and id; None for a bare event, and where there is none to be read."""
+    outcome: Outcome
+    changed: tuple[str, ...] = ()
+    repairs: int | None = None
+    """Number of the rejected update that this one is, repaired: it needs that one's `requeued-from`."""
+
+
+@dataclass(slots=True)
+class _Book:
+    """What stands in one measurement after the updates so far."""
+
+    measurement: Measurement
+    values: Patch = field(default_factory=dict)
+    written_by: dict[str, int] = field(default_factory=dict)
+    revision: int = 0
+
+    def apply(self, patch: Patch, at: int) -> tuple[str, ...]:
+        """Names of the fields that change."""
+        changed = []
+        for name in ("name", "protocol", "test_setup", "notes", "properties"):
+            if name not in patch or (name == "name" and patch[name] is None):
+                continue
+            if self.written_by.get(name, -1) > at:
+                continue
+            self.written_by[name] = at
+            if self.values.get(name) != patch[name]:
+                self.values[name] = patch[name]
+                changed.append(name)
+        self.revision += bool(changed)
+        return tuple(changed)
+
+
+def lab_updates(count: int = 400, *, seed: int = 1, run: str = "") -> list[LabUpdate]:
+    """`count` updates in the order in which they are to be published (at least `FEWEST`).
+
+    run: makes the events' ids those of one run, so that a second run on the same database isn't all duplicates.
+    """
+    return _Day(max(count, FEWEST), seed, run).updates()
+
+
+def burst(count: int, *, seed: int = 1, run: str = "") -> list[LabUpdate]:
+    """Small binary updates, each of which changes the notes: for a look at the throughput."""
+    rows = [row for row in measurements(seed) if row.measurement_type == "time_series"]
+    found = []
+    for number in range(count):
+        row, cycle = rows[number % len(rows)], number // len(rows) + 1
+        identity = (_NEWARE.source, lab_id(run, "burst", str(number)))
+        patch = {"notes": f"Cycle {cycle}: {row.capacity_mah * 0.9995**cycle:.4f} mAh at 25 °C"}
+        message = binary_update(row.id, patch, source=identity[0], id=identity[1])
+        found.append(LabUpdate(number, _NEWARE.name, "cycle", message, identity, "applied", ("notes",)))
+    return found
+
+
+class _Day:
+    def __init__(self, count: int, seed: int, run: str) -> None:
+        self._count = count
+        self._run = run
+        self._chance = random.Random(f"updates {seed}")
+        self._books = [_Book(row, _values(row)) for row in measurements(seed)]
+        self._series = [book for book in self._books if book.measurement.measurement_type == "time_series"]
+        self._properties = [book for book in self._books if book.measurement.measurement_type == "properties"]
+        self._found: list[LabUpdate] = []
+        self._repairs: list[tuple[int, _Book, Integration, Patch, str]] = []
+        self._kept: _Book | None = None
+        """Nobody moves its channel before the repair of its first update has come."""
+        self._sent: list[tuple[LabUpdate, _Book, Patch]] = []
+        """What a producer may send again: applied CloudEvents that named no revision."""
+
+    def updates(self) -> list[LabUpdate]:
+        """The odd ones stand evenly among the others, each kind at least once; repairs come last."""
+        odd = [
+            self._not_json, self._again, self._unknown_field, self._to_be_repaired, self._expected_revision,
+            self._again_in_another_form, self._text_for_a_number, self._properties_on_time_series,
+            self._other_organization, self._id_reused, self._unknown_measurement, self._revision_conflict,
+            self._again, self._no_value, self._nothing_new, self._no_id, self._too_large, self._again,
+        ]  # fmt: skip
+        repairs = 2
+        ordinary = self._count - repairs
+        rounds = max(1, self._count // 200)
+        every = max(2, ordinary // (len(odd) * rounds + 1))
+        turn = 0
+        number = 0
+        while len(self._found) < ordinary:
+            number += 1
+            if number % every == 0 and turn < len(odd) * rounds and self._sent:
+                turn += 1
+                # one that is too large is enough
+                if (kind := odd[(turn - 1) % len(odd)]) != self._too_large or turn <= len(odd):
+                    kind()
+                    continue
+            self._ordinary()
+        for repair in self._repairs[:repairs]:
+            self._repaired(*repair)
+        while len(self._found) < self._count:
+            self._ordinary()
+        return self._found
+
+    # What is usual ------------------------------------------------------------------------------------------
+
+    def _ordinary(self) -> None:
+        # Some measurements are busier than others: their histories are worth a look.
+        book = self._series[min(self._chance.randrange(len(self._series)), self._chance.randrange(12))]
+        integration = self._chance.choice((_BIOLOGIC, _BIOLOGIC, _ARBIN, _MACCOR, _NEWARE, _NEWARE, _LIMS))
+        if integration is _LIMS:
+            book = self._chance.choice(self._properties)
+            self._send(integration, book, *self._inspection(book))
+        elif book is not self._kept and ("test_setup" not in book.written_by or self._chance.random() < 0.12):
+            self._send(integration, book, "started", self._start(integration, book))
+        else:
+            self._send(integration, book, *self._progress(book))
+
+    def _start(self, integration: Integration, book: _Book) -> Patch:
+        row = book.measurement
+        cell = row.name.partition(" ")[0]
+        kind = (
+            "formation" if "formation" in row.name else self._chance.choice(("ageing", "rate test", "GITT"))
+        )
+        if kind == "ageing" and integration is _MACCOR:
+            kind = "rate test"  # a thousand cycles, written out
+        definition, ambient = _definition(kind, cell, row.capacity_mah, integration), 25
+        return {
+            "protocol": {"name": kind, "ambient_temperature_degc": ambient, "definition": definition},
+            "test_setup": self._setup(integration),
+        }
+
+    def _setup(self, integration: Integration) -> Patch:
+        return {
+            "cycler": integration.cycler,
+            "operator": self._chance.choice(("ihaug", "tferreira", "ymori", "alindqvist")),
+            "lab": self._chance.choice(("B2.14 climate chamber 3", "B2.16", "Halle 5, 45 °C")),
+            "channel_number": self._chance.randrange(1, 65),
+        }
+
+    def _progress(self, book: _Book) -> tuple[str, Patch]:
+        match self._chance.randrange(10 if book is not self._kept else 3):
+            case 0:
+                return "cycle table", {"notes": self._cycle_table(book, self._chance.randrange(100, 600))}
+            case 1:
+                return "notes cleared", {"notes": None}
+            case 2:
+                name = book.measurement.name
+                return "renamed", {"name": f"{name} · run {self._chance.randrange(2, 9)}"}
+            case 3:
+                before: Patch = book.values.get("test_setup") or {}
+                moved = {**before, "channel_number": self._chance.randrange(1, 65)}
+                return "moved to another channel", {"test_setup": moved}
+            case _:
+                return "cycle finished", {"notes": self._cycle_note(book)}
+
+    def _cycle_note(self, book: _Book) -> str:
+        cycle = self._chance.randrange(1, 900)
+        capacity = book.measurement.capacity_mah * (1 - cycle * 2e-4) * self._chance.uniform(0.995, 1.0)
+        return (
+            f"Cycle {cycle}: Qdis {capacity:.4f} mAh, CE {self._chance.uniform(99.6, 99.99):.2f} %\r\n"
+            f"T {self._chance.uniform(24.5, 25.6):.1f} °C, Rdc {self._chance.uniform(18, 44):.1f} mΩ,"
+            f" leakage {self._chance.uniform(0.2, 9):.2f} µA"
+        )
+
+    def _cycle_table(self, book: _Book, cycles: int) -> str:
+        """As an export looks: tab-separated, Windows line ends, 10 to 50 kB."""
+        lines = [
+            "cycle number\ttime/h\tQ charge/µA.h\tQ discharge/µA.h\tEfficiency/%\tT/°C\tEnergy discharge/µW.h"
+        ]
+        capacity = book.measurement.capacity_mah * 1000
+        for cycle in range(1, cycles + 1):
+            charged = capacity * (1 - cycle * 2e-4) * self._chance.uniform(0.998, 1.002)
+            efficiency = self._chance.uniform(99.6, 99.99)
+            discharged = charged * efficiency / 100
+            lines.append(
+                f"{cycle}\t{cycle * 2.31:.2f}\t{charged:.3f}\t{discharged:.3f}\t{efficiency:.3f}"
+                f"\t{self._chance.uniform(24.6, 25.4):.1f}\t{discharged * 3.7:.3f}"
+            )
+        return "\r\n".join(lines)
+
+    def _inspection(self, book: _Book) -> tuple[str, Patch]:
+        before: Patch = book.values.get("properties") or {}
+        properties = {
+            **before,
+            "thickness": {"value": round(self._chance.uniform(0.48, 0.61), 3), "unit": "mm"},
+            "coating_roughness": {"value": round(self._chance.uniform(0.4, 2.5), 2), "unit": "µm"},
+            "acir_1khz": {"value": round(self._chance.uniform(12, 40), 2), "unit": "mΩ"},
+            "vented": self._chance.random() < 0.05,
+            "remark": self._chance.choice(("swollen at the tab", "Kratzer auf der Hülle", "", None)),
+        }
+        return "inspection", {"properties": properties}
+
+    # What is odd --------------------------------------------------------------------------------------------
+
+    def _again(self) -> None:
+        """A producer that didn't see the acknowledgement."""
+        update, _, _ = self._chance.choice(self._sent)
+        self._add(
+            update.integration, f"{update.about} (sent again)", update.message, update.identity, "duplicate"
+        )
+
+    def _again_in_another_form(self) -> None:
+        """Through a gateway: structured what was binary, or the other way round."""
+        update, book, patch = self._chance.choice(self._sent)
+        assert update.identity is not None
+        source, id_ = update.identity
+        was_binary = any(name == "ce_id" for name, _ in update.message.headers)
+        build = structured_update if was_binary else binary_update
+        message = build(book.measurement.id, patch, id=id_, source=source)
+        about = f"{update.about} (again, in another form)"
+        self._add(update.integration, about, message, update.identity, "duplicate")
+
+    def _id_reused(self) -> None:
+        """A counter that began again after a restart."""
+        update, book, _ = self._chance.choice(self._sent)
+        assert update.identity is not None
+        source, id_ = update.identity
+        message = binary_update(book.measurement.id, {"notes": "Channel restarted"}, id=id_, source=source)
+        self._add(update.integration, "an id used twice", message, update.identity, "event_id_reused")
+
+    def _expected_revision(self) -> None:
+        book = self._chance.choice(self._properties)
+        about, patch = self._inspection(book)
+        self._send(_LIMS, book, f"{about}, if unchanged", patch, expected_revision=book.revision)
+
+    def _revision_conflict(self) -> None:
+        book = self._series[0]
+        patch = {"notes": "Reviewed: capacity fade within limits"}
+        self._reject(
+            _ARBIN,
+            book,
+            "review of an old state",
+            patch,
+            "revision_conflict",
+            expected_revision=book.revision + 3,
+        )
+
+    def _nothing_new(self) -> None:
+        book = self._chance.choice(
+            [book for book in self._series if book.values.get("test_setup") and book is not self._kept]
+        )
+        self._send(_NEWARE, book, "the same setup", {"test_setup": book.values["test_setup"]})
+
+    def _not_json(self) -> None:
+        value = b"Rec#,Cyc#,Step,TestTime,Amp-hr,Watt-hr,Amps,Volts\r\n1,0,1,0.000,0.0000,0.0000,0.00000,3.3641\r\n"
+        message = Message(self._chance.choice(self._series).measurement.id.encode(), value, [])
+        self._add(_MACCOR.name, "a CSV export", message, None, "invalid_json")
+
+    def _unknown_field(self) -> None:
+        book = self._chance.choice(self._series)
+        self._reject(
+            _NEWARE, book, "a field that doesn't exist", {"channel": 12, "note": "ok"}, "invalid_patch"
+        )
+
+    def _text_for_a_number(self) -> None:
+        book = self._chance.choice(self._series)
+        setup = {**self._setup(_BIOLOGIC), "channel_number": "25"}
+        self._reject(_BIOLOGIC, book, "a channel as text", {"test_setup": setup}, "invalid_patch")
+
+    def _properties_on_time_series(self) -> None:
+        book = self._chance.choice(self._series)
+        patch = {"properties": {"thickness": {"value": 0.52, "unit": "mm"}}}
+        self._reject(_LIMS, book, "properties of a time series", patch, "properties_not_allowed")
+
+    def _unknown_measurement(self) -> None:
+        identity = self._identity(_ARBIN)
+        unknown = lab_id("deleted", str(len(self._found)))
+        message = structured_update(unknown, {"notes": "end of test"}, source=identity[0], id=identity[1])
+        self._add(_ARBIN.name, "a measurement that isn't there", message, identity, "measurement_not_found")
+
+    def _other_organization(self) -> None:
+        book = self._series[-1]
+        other = next(
+            other.measurement.organization_id
+            for other in self._books
+            if other.measurement.organization_id != book.measurement.organization_id
+        )
+        self._reject(
+            _BIOLOGIC,
+            book,
+            "another organization's",
+            {"notes": "mine"},
+            "measurement_not_found",
+            organization_id=other,
+        )
+
+    def _no_value(self) -> None:
+        key = self._chance.choice(self._series).measurement.id.encode()
+        self._add(_MACCOR.name, "no value", Message(key, b"", []), None, "empty_event")
+
+    def _no_id(self) -> None:
+        book = self._chance.choice(self._series)
+        message = binary_update(book.measurement.id, {"notes": "ok"}, id="", source=_NEWARE.source)
+        headers = [(name, value) for name, value in message.headers if name != "ce_id"]
+        self._add(
+            _NEWARE.name, "an event without id", message._replace(headers=headers), None, "invalid_event"
+        )
+
+    def _too_large(self) -> None:
+        book = self._chance.choice(self._series)
+        table = self._cycle_table(book, 9_000)
+        patch = {"notes": table + table[: 1_200_000 - len(table)] if len(table) < 1_200_000 else table}
+        self._reject(_NEWARE, book, "a megabyte of notes", patch, "too_large")
+
+    def _to_be_repaired(self) -> None:
+        """Rejected for its channel, and overtaken while somebody repairs it: the first one in part, the second wholly."""
+        book = self._series[len(self._repairs) % 2]
+        patch: Patch = {
+            "notes": "Before the weekend: channel 25, 21.5 °C",
+            "test_setup": {**self._setup(_BIOLOGIC), "channel_number": "25"},
+        }
+        number = len(self._found)
+        identity = self._reject(_BIOLOGIC, book, "a channel as text", patch, "invalid_patch")
+        self._send(_ARBIN, book, "cycle finished", {"notes": self._cycle_note(book)})
+        if not self._repairs:
+            self._kept = book
+        elif len(self._repairs) == 1:
+            self._send(_ARBIN, book, "set up", {"test_setup": self._setup(_ARBIN)})
+        repaired = {**patch, "test_setup": {**patch["test_setup"], "channel_number": 25}}
+        self._repairs.append((number, book, _BIOLOGIC, repaired, identity[1]))
+
+    def _repaired(self, number: int, book: _Book, integration: Integration, patch: Patch, id_: str) -> None:
+        message = binary_update(book.measurement.id, patch, id=id_, source=integration.source)
+        changed = book.apply(patch, number)
+        self._add(
+            integration.name, "repaired, late", message, (integration.source, id_), "applied", changed, number
+        )
+
+    # How they are sent --------------------------------------------------------------------------------------
+
+    def _identity(self, integration: Integration) -> tuple[str, str]:
+        return integration.source, lab_id(self._run, "event", str(len(self._found)))
+
+    def _send(
+        self,
+        integration: Integration,
+        book: _Book,
+        about: str,
+        patch: Patch,
+        expected_revision: int | None = None,
+    ) -> None:
+        """An update that is applied."""
+        identity = None if integration.form == "bare" else self._identity(integration)
+        message = self._message(integration, book, patch, identity, expected_revision)
+        changed = book.apply(patch, len(self._found))
+        update = self._add(integration.name, about, message, identity, "applied", changed)
+        if identity is not None and expected_revision is None:
+            self._sent.append((update, book, patch))
+
+    def _reject(
+        self,
+        integration: Integration,
+        book: _Book,
+        about: str,
+        patch: Patch,
+        code: RejectionCode,
+        expected_revision: int | None = None,
+        organization_id: str | None = None,
+    ) -> tuple[str, str]:
+        identity = self._identity(integration)
+        message = self._message(integration, book, patch, identity, expected_revision, organization_id)
+        self._add(integration.name, about, message, identity, code)
+        return identity
+
+    def _message(
+        self,
+        integration: Integration,
+        book: _Book,
+        patch: Patch,
+        identity: tuple[str, str] | None,
+        expected_revision: int | None = None,
+        organization_id: str | None = None,
+    ) -> Message:
+        row = book.measurement
+        if identity is None:
+            return bare_update(row.id, patch)
+        build = structured_update if integration.form == "structured" else binary_update
+        return build(
+            row.id,
+            patch,
+            source=identity[0],
+            id=identity[1],
+            expected_revision=expected_revision,
+            organization_id=organization_id or (row.organization_id if integration is _LIMS else None),
+            time=BEGAN + timedelta(days=30, seconds=37 * len(self._found)),
+        )
+
+    def _add(
+        self,
+        integration: str,
+        about: str,
+        message: Message,
+        identity: tuple[str, str] | None,
+        outcome: Outcome,
+        changed: tuple[str, ...] = (),
+        repairs: int | None = None,
+    ) -> LabUpdate:
+        update = LabUpdate(len(self._found), integration, about, message, identity, outcome, changed, repairs)
+        self._found.append(update)
+        return update
+
+
+@cache
+def _definition(kind: str, cell: str, capacity_mah: float, integration: Integration) -> dict[str, Any] | str:
+    match kind:
+        case "formation":
+            protocol = protocols.formation(cell, capacity_mah)
+        case "ageing":
+            protocol = protocols.ageing(cell, capacity_mah)
+        case "rate test":
+            protocol = protocols.rate_test(cell, capacity_mah)
+        case _:
+            protocol = protocols.titration(cell, capacity_mah, 15)
+    return integration.definition(protocol)
+
+
+def _values(row: Measurement) -> Patch:
+    values = {
+        "name": row.name,
+        "protocol": row.protocol,
+        "test_setup": row.test_setup,
+        "notes": row.notes,
+        "properties": row.properties,
+    }
+    # as JSON has them: what is written later may share parts with what is compared
+    return dict(orjson.loads(orjson.dumps(values)))
