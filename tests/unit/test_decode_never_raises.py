@@ -118,8 +118,9 @@ def mutant(random: Random) -> Received:
         else:
             received.append((random.choice(HEADERS), random.choice([*CONTENTS, random.randbytes(3)])))
     key = random.choice([event.key] * 8 + [None, b"", b"m-2", b"\xff", b"\0", b"k" * 70_000])
+    kept = value if random.random() < 0.98 else random.choice([None, b""])
     return Received(
-        value, key, tuple(received), partition=random.choice([0, 2**31]), offset=random.randrange(2**63)
+        kept, key, tuple(received), partition=random.choice([0, 2**31]), offset=random.randrange(2**63)
     )
 
 
