@@ -123,6 +123,8 @@ async def apply(
             await _insert_applied(connection, result, ground)
         if result.rejected:
             await _insert_rejected(connection, result, ground.lane)
+        if result.duplicates:
+            await connection.execute(sql["count_duplicates"], ground.lane, result.duplicates)
         reached("before_postgres_commit")
     position.next_to_apply = batch.next_offset
     position.latest_arrival = arrival

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import structlog
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage, Topic
@@ -17,6 +18,9 @@ from faststream.kafka.message import FAKE_CONSUMER
 from worker.consumer import Fetched, LogConsumer
 from worker.lane import Lane
 from worker.settings import Settings
+
+
+log = structlog.get_logger()
 
 
 class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no complete types
@@ -51,6 +55,10 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         for tp in list(self._lanes):
             self._drop(tp)
+        if not assigned:
+            log.warning(
+                "no partition is assigned to this worker: more workers than partitions, or the topic is gone"
+            )
         for tp in assigned:
             # paused until its lane has taken it over
             assert self.consumer is not None

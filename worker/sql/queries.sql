@@ -44,6 +44,10 @@ RETURNING (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS clock;
 UPDATE measurement_updates.lanes SET next_to_answer = greatest(next_to_answer, $3)
 WHERE lane = $1 AND epoch = $2;
 
+-- name: count_duplicates
+-- They leave no other trace. $1 lane, $2 how many more
+UPDATE measurement_updates.lanes SET duplicates = duplicates + $2 WHERE lane = $1;
+
 -- name: lock_measurements
 -- In id order, so that two lanes never wait for each other; NO KEY: foreign keys elsewhere may still point here.
 -- $1 ids

@@ -45,6 +45,7 @@ CREATE TABLE measurement_updates.lanes (
     last_timestamp  bigint,
     last_digest     bytea,
     latest_arrival  bigint NOT NULL DEFAULT 0,
+    duplicates      bigint NOT NULL DEFAULT 0,  -- records that were an event applied before
     accepted_until  bigint NOT NULL DEFAULT 0,  -- an operator accepts arrivals up to here though the clock isn't there yet
     epoch           bigint NOT NULL DEFAULT 0,
     owner           text,             -- host and process of the worker
