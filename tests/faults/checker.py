@@ -6,6 +6,7 @@ tables, and folds the events one by one. It knows the two forms of event that `l
 
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -59,6 +60,7 @@ async def input_log(system: System) -> list[ConsumerRecord[bytes, bytes]]:
     consumer = AIOKafkaConsumer(
         bootstrap_servers=system.settings.bootstrap_servers,
         isolation_level="read_committed",
+        auto_offset_reset="earliest",
         enable_auto_commit=False,
     )
     await consumer.start()
@@ -84,6 +86,10 @@ def place_of(answer: Answer) -> Place:
     return int(partition), int(offset)
 
 
+def _time(model: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(model["updated_at"])
+
+
 def _identity(record: ConsumerRecord[bytes, bytes]) -> tuple[bytes | None, bytes | None, bytes | None] | None:
     headers = dict(record.headers)
     return (record.key, headers.get("ce_source"), headers.get("ce_id")) if "ce_id" in headers else None
@@ -91,7 +97,7 @@ def _identity(record: ConsumerRecord[bytes, bytes]) -> tuple[bytes | None, bytes
 
 def _check_duplicates(log: dict[Place, ConsumerRecord[bytes, bytes]], answers: dict[Place, Answer]) -> None:
     """What has no answer is an event that another record has brought, with the same content."""
-    applied = defaultdict(list)
+    applied: defaultdict[object, list[bytes | None]] = defaultdict(list)
     for place, answer in answers.items():
         if not answer.rejected and (identity := _identity(log[place])):
             applied[identity].append(log[place].value)
@@ -154,7 +160,7 @@ async def _check_fold(
                     expected[name] = value
             if changed:
                 expected["updated_at"] = model["updated_at"]
-                assert model["updated_at"] >= before["updated_at"]
+                assert _time(model) >= _time(before)
             assert model == expected, f"{place_of(answer)}: not the answer before it with its patch"
             assert answer.changed == [name for name in PATCHABLE if name in changed]
             assert answer.revision == revisions[answer.key] + bool(changed)

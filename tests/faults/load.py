@@ -41,9 +41,7 @@ class Load:
             await self.publish(at_once)
             await asyncio.wait([asyncio.ensure_future(until.wait())], timeout=pause)
 
-    async def _send(
-        self, key: str, value: bytes, headers: list[Header]
-    ) -> "asyncio.Future[RecordMetadata]":
+    async def _send(self, key: str, value: bytes, headers: list[Header]) -> "asyncio.Future[RecordMetadata]":
         sent: asyncio.Future[RecordMetadata] = await self._system.producer.send(
             self._system.updates, key=key.encode(), value=value, headers=headers
         )
@@ -79,7 +77,13 @@ class Load:
             case 1:
                 return {"notes": f"vented at {number} °C", "test_setup": {"channel_number": number}}
             case 2:
-                return {"protocol": {"name": "CC-CV", "ambient_temperature_degc": number / 8, "steps": [number] * 20}}
+                return {
+                    "protocol": {
+                        "name": "CC-CV",
+                        "ambient_temperature_degc": number / 8,
+                        "steps": [number] * 20,
+                    }
+                }
             case 3:
                 return {"notes": None}
             case _:

@@ -11,7 +11,7 @@ async def until(state: Callable[[], Awaitable[bool]], what: str, timeout: float 
     """Look until it holds. Raises AssertionError after `timeout` seconds."""
     try:
         async with asyncio.timeout(timeout):
-            while not await state():
+            while not await state():  # noqa: ASYNC110  # it comes true in other processes
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {timeout:.0f} s: {what}") from None
