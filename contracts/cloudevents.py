@@ -8,12 +8,13 @@ escapes (PEP 383), a value as bytes or None. Of a header given twice the last co
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import ValidationError
 
 from contracts import events
+from contracts.envelope import read_position
 from contracts.events import RejectionCode, Violation
 from contracts.json_values import Json, NotJson, read_json
 from contracts.measurement import CellMeasurement
@@ -180,11 +181,13 @@ class UpdateRejected:
 
     @property
     def first_position(self) -> str:
-        """For `requeued-from` when it is sent again: the one that is there, else made of where it was
-        rejected."""
-        for name, value in reversed(self.headers):
-            if name == events.REQUEUED_FROM and value is not None:
-                return value.decode("utf-8", "replace")
+        """For `requeued-from` when it is sent again: the one that is there, else made of where it was rejected.
+
+        One that made the worker reject it (malformed, of another topic) isn't kept.
+        """
+        stated = dict(self.headers).get(events.REQUEUED_FROM)
+        if stated is not None and read_position(stated, self.topic) is not None:
+            return stated.decode()
         return f"{self.topic}/{self.partition}/{self.offset}@{self.timestamp}"
 
 
@@ -193,12 +196,12 @@ def read_rejected(key: bytes | None, value: bytes | None, headers: Headers) -> U
     texts = _texts(headers)
     try:
         code = texts[events.REJECTION_CODE]
-        if code not in get_args(RejectionCode):
+        if code not in events.REJECTION_CODES:
             raise UnreadableEvent(f"unknown {events.REJECTION_CODE}: {code}")
         detail = read_json(texts[events.REJECTION_DETAIL].encode())
         truncated = texts.get(events.REJECTION_TRUNCATED)
         return UpdateRejected(
-            code=cast(RejectionCode, code),
+            code=code,
             message=str(detail["message"]),
             violations=tuple(Violation(v["path"], v["expected"], v["found"]) for v in detail["violations"]),
             total=int(detail["total"]),

@@ -1,15 +1,16 @@
 """Reading the envelope of a measurement update, in whichever of its three forms it comes. Pure."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from contracts import events
 from contracts.events import Violation
 from contracts.json_values import Json, read_json, shortened
 
 Form = Literal["binary", "structured", "bare"]
-_MAX_REVISION = 2**63 - 1
+_MAX_INTEGER = 2**63 - 1
 _CLOUDEVENTS = "application/cloudevents"
 
 
@@ -206,7 +207,7 @@ def _revision(stated: Json) -> int | None:
     if type(stated) is str and stated.isascii() and stated.isdigit():
         stated = stated.lstrip("0") or "0"
         stated = int(stated) if len(stated) <= 19 else None
-    return stated if type(stated) is int and 0 <= stated <= _MAX_REVISION else None
+    return stated if type(stated) is int and 0 <= stated <= _MAX_INTEGER else None
 
 
 def _traceparent(headers: Mapping[str, bytes | None], of_envelope: Json = None) -> str | None:
@@ -237,3 +238,24 @@ def _disagree(path: str, key: str, subject: str) -> Violation:
     return Violation(
         path, f"the measurement id that is the record's key: {shortened(key)}", shortened(subject)
     )
+
+
+class FirstPosition(NamedTuple):
+    """Where a record that was sent again stood first; all three are 0 to 2^63-1."""
+
+    partition: int
+    offset: int
+    arrival: int
+    """In ms since 1970."""
+
+
+_POSITION = re.compile(r"([^/]+)/([0-9]{1,19})/([0-9]{1,19})@([0-9]{1,19})")
+
+
+def read_position(requeued_from: bytes, topic: str) -> FirstPosition | None:
+    """`topic/partition/offset@arrival`; None where it is malformed, beyond 64 bits or of another topic."""
+    found = _POSITION.fullmatch(requeued_from.decode("utf-8", "replace"))
+    if found is None or found[1] != topic:
+        return None
+    first = FirstPosition(int(found[2]), int(found[3]), int(found[4]))
+    return first if max(first) <= _MAX_INTEGER else None

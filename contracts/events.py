@@ -3,7 +3,7 @@ rendering."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 
@@ -68,6 +68,7 @@ RejectionCode = Literal[
     "storage_refused",
 ]
 """In the order in which they are looked for; the first that holds is given."""
+REJECTION_CODES: tuple[RejectionCode, ...] = get_args(RejectionCode)
 
 MAX_DETAIL_BYTES = 16 * 1024
 # A character takes up to 6 bytes (`\u001f`): the longest message and one longest violation fit in well below

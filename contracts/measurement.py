@@ -3,16 +3,17 @@
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 
 def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-Integer = Annotated[int, BeforeValidator(_whole), Field(ge=-(2**63), le=2**64 - 1)]
+Integer = Annotated[int, Field(ge=-(2**63), le=2**64 - 1), BeforeValidator(_whole)]
 """A number without a fraction is an integer: `3.0` is 3."""
-Number = int | Annotated[float, Field(allow_inf_nan=False)]
+
+Number = Annotated[int | Annotated[float, Field(allow_inf_nan=False)], WithJsonSchema({"type": "number"})]
 """Booleans are no numbers. An integer stays exact: it isn't made a float on its way through a model."""
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
@@ -26,14 +27,21 @@ class MeasurementType(StrEnum):
     PROPERTIES = "properties"
 
 
-class _Part(BaseModel):
-    """Strict as the PATCH body is: `"25"` is no number. Further keys are kept."""
+def without_defaults(schema: dict[str, Any]) -> None:
+    """For JSON Schemas of objects in which absent isn't null: that `None` stands for both in Python isn't theirs."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
 
-    model_config = ConfigDict(strict=True, extra="allow", use_attribute_docstrings=True)
+
+class _Part(BaseModel):
+    # Strict as the PATCH body is: `"25"` is no number.
+    model_config = ConfigDict(
+        strict=True, extra="allow", use_attribute_docstrings=True, json_schema_extra=without_defaults
+    )
 
 
 class Quantity(_Part):
-    """A number with its unit: `{"value": 0.52, "unit": "mm"}`."""
+    """A number with its unit: `{"value": 0.52, "unit": "mm"}`. Further keys are kept."""
 
     value: Number
     unit: str
@@ -41,7 +49,7 @@ class Quantity(_Part):
 
 
 class Protocol(_Part):
-    """How the cell was measured."""
+    """How the cell was measured. Further keys are kept."""
 
     name: str | None = None
     ambient_temperature_degc: Number | None = None
@@ -51,7 +59,7 @@ class Protocol(_Part):
 
 
 class TestSetup(_Part):
-    """What the cell was measured with, where and by whom."""
+    """What the cell was measured with, where and by whom. Further keys are kept."""
 
     __test__ = False  # not a test, whatever pytest makes of its name
 
@@ -70,7 +78,9 @@ class CellMeasurement(BaseModel):
     later version adds are ignored.
     """
 
-    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="ignore", use_attribute_docstrings=True, json_schema_serialization_defaults_required=True
+    )
 
     id: str
     cell_instance_id: str

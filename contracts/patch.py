@@ -8,20 +8,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.events import Violation
 from contracts.json_values import Json, json_path, shortened
-from contracts.measurement import Name, Protocol, Quantity, TestSetup
+from contracts.measurement import Name, Protocol, Quantity, TestSetup, without_defaults
 
 # The types exclude each other, so the first that fits is right: left to right saves trying the others.
 _Property = Annotated[str | bool | Quantity, Field(union_mode="left_to_right")]
 
 
 class CellMeasurementPatch(BaseModel):
-    """All fields are optional; an unknown one is an error. `model_fields_set` tells absent from `null`:
-    dump it with `exclude_unset=True`.
+    """All fields are optional: an absent one is left alone, `null` clears it, an unknown one is an error.
 
     Types are strict: `"25"` is no number, `true` isn't 1. A number without a fraction is an integer.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+    # In Python `model_fields_set` tells absent from null: dump it with `exclude_unset=True`.
+    model_config = ConfigDict(
+        strict=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra=without_defaults
+    )
 
     name: Name | None = None
     """1 to 255 characters. `null` is accepted and leaves the name as it is: a measurement always has one."""
@@ -31,7 +33,7 @@ class CellMeasurementPatch(BaseModel):
     """Replaces the whole test setup; further keys are kept."""
     notes: str | None = None
     properties: dict[str, _Property | None] | None = None
-    """Flat: a number is a Quantity. Only where `measurement_type` is `properties`."""
+    """Replaces them all. Flat: a number is a Quantity. Only where `measurement_type` is `properties`."""
 
 
 MAX_VIOLATIONS = 400

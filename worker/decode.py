@@ -1,14 +1,13 @@
 """decode: a record of the input topic → the update that it carries, or why it is rejected. Pure, and
 total."""
 
-import re
 from collections.abc import Mapping
 from hashlib import blake2b
 
 from pydantic import ValidationError
 
 from contracts import events
-from contracts.envelope import InvalidEnvelope, read_update
+from contracts.envelope import InvalidEnvelope, read_position, read_update
 from contracts.events import RejectionCode, Violation
 from contracts.json_values import Json, NotJson, canonical, deeper_than, read_json, shortened
 from contracts.patch import holds_nul, validate_patch, violations_of
@@ -90,19 +89,12 @@ def _headers_bytes(record: Record) -> int:
     return size
 
 
-_REQUEUED_FROM = re.compile(r"([^/]+)/([0-9]{1,19})/([0-9]{1,19})@([0-9]{1,19})")
-_MAX_NUMBER = 2**63 - 1
-
-
 def _requeued_from(
     headers: Mapping[str, bytes | None], topic: str, faults: list[Violation]
 ) -> Position | None:
     raw = headers[events.REQUEUED_FROM]
-    stated = _REQUEUED_FROM.fullmatch(raw.decode("utf-8", "replace")) if raw is not None else None
-    if stated and stated[1] == topic:
-        partition, offset, arrival = int(stated[2]), int(stated[3]), int(stated[4])
-        if max(partition, offset, arrival) <= _MAX_NUMBER:
-            return position(arrival, partition, offset)
+    if raw is not None and (stated := read_position(raw, topic)):
+        return position(stated.arrival, stated.partition, stated.offset)
     expected = f"{topic}/partition/offset@arrival, a position in the input topic (numbers up to 2^63-1)"
     faults.append(Violation(events.REQUEUED_FROM, expected, shortened(raw)))
     return None
