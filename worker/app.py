@@ -22,6 +22,7 @@ from worker.errors import DependencyAway, Fatal
 from worker.input_log import InputLog
 from worker.lane import Lane
 from worker.record import DecodeLimits
+from worker.retention import keep_retention
 from worker.retry import as_worker_error, backoff
 from worker.settings import Settings
 from worker.sql import queries
@@ -88,7 +89,10 @@ class Worker:
         broker = await self._once_there(lambda: self._start_broker(lanes))
         if broker is None:
             return
+        retention = asyncio.create_task(keep_retention(pool, settings))
+        retention.add_done_callback(self._ended)
         await self._stop.wait()
+        retention.cancel()
         log.info("worker stops: finishing what is in flight")
         drain_seconds = settings.worker_drain_timeout.total_seconds()
         if not await lanes.drain(timeout=max(0.5, drain_seconds - 5)):
@@ -98,6 +102,11 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await broker.stop()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """A task that goes on for ever has ended: cancelled by us, or by a defect."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
 
     async def _start_broker(self, lanes: Lanes) -> KafkaBroker:
         broker = build_broker(self._settings, lanes, self.fail)
@@ -164,7 +173,13 @@ class Worker:
                 return None
             try:
                 return task.result()
-            except (DependencyAway, KafkaError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (
+                DependencyAway,
+                KafkaError,
+                OSError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+            ) as error:
                 known = as_worker_error(error)
                 if str(known) != said:
                     said = str(known)

@@ -19,7 +19,6 @@ from worker.consumer import Fetched, LogConsumer
 from worker.lane import Lane
 from worker.settings import Settings
 
-
 log = structlog.get_logger()
 
 

@@ -130,3 +130,26 @@ SELECT topic, partition, next_to_answer, retired_at FROM measurement_updates.lan
 SELECT partition, cluster, consumer_group FROM measurement_updates.lanes
 WHERE topic = $1 AND retired_at IS NULL AND (cluster <> $2 OR consumer_group <> $3)
 ORDER BY partition;
+
+-- name: retention_horizon
+-- What arrived before this many ms is past its time. $1 retention in ms
+SELECT min(latest_arrival) - $1 FROM measurement_updates.lanes WHERE retired_at IS NULL;
+
+-- name: answered_lanes
+SELECT lane, next_to_answer FROM measurement_updates.lanes ORDER BY lane;
+
+-- name: remove_applied
+-- The oldest first: within a lane arrivals never go back, so the first rows by offset are the oldest.
+-- $1 lane, $2 next_to_answer, $3 horizon, $4 at most so many
+DELETE FROM measurement_updates.applied_updates AS a
+USING (SELECT log_offset, arrival FROM measurement_updates.applied_updates
+       WHERE lane = $1 AND log_offset < $2 ORDER BY log_offset LIMIT $4 FOR UPDATE SKIP LOCKED) AS oldest
+WHERE a.lane = $1 AND a.log_offset = oldest.log_offset AND oldest.arrival < $3;
+
+-- name: remove_closed_rejections
+-- $1 lane, $2 next_to_answer, $3 horizon, $4 at most so many
+DELETE FROM measurement_updates.rejected_updates AS r
+USING (SELECT log_offset, arrival FROM measurement_updates.rejected_updates
+       WHERE lane = $1 AND log_offset < $2 AND state IN ('resolved', 'discarded')
+       ORDER BY log_offset LIMIT $4 FOR UPDATE SKIP LOCKED) AS oldest
+WHERE r.lane = $1 AND r.log_offset = oldest.log_offset AND oldest.arrival < $3;

@@ -103,6 +103,9 @@ CREATE TABLE measurement_updates.rejected_updates (
     PRIMARY KEY (lane, log_offset)
 );
 
+CREATE INDEX rejected_updates_closed ON measurement_updates.rejected_updates (lane, log_offset)
+    WHERE state IN ('resolved', 'discarded');
+
 -- A change of a patchable column that comes from elsewhere gets a new revision and positions at the present time,
 -- above every event of that millisecond, so that an event from before it doesn't undo it.
 -- The worker marks its sessions with measurement_updates.applying = on.
