@@ -10,7 +10,7 @@ from worker.apply import AheadOfClock, Batch, LanePosition, apply, clock_stop
 from worker.crash_points import reached
 from worker.database import Connection, describe
 from worker.decode import decode
-from worker.plan import Ground
+from worker.plan import Ground, TooMuchAtOnce
 from worker.record import DecodeLimits, Record, Rejection, Update
 from worker.retry import backoff, judge_postgres
 
@@ -49,8 +49,9 @@ async def apply_batch(
 ) -> AsyncIterator[Decided]:
     """Decide a batch, in as many transactions as it takes, in log order. `waiting` hears what it waits for.
 
-    Cut in halves where Postgres refuses an event's data, until that one event is alone and rejected; cut before a
-    record from the future. Raises LaneStopped there, and what `apply` raises.
+    Cut in halves where Postgres refuses an event's data, until that one event is alone and rejected; cut before a record
+    from the future; cut where the answers would take too much memory. Raises LaneStopped at a record from the future,
+    and what `apply` raises.
     """
     waits = backoff(first=0.02, cap=1.0)
     todo = [batch]
@@ -67,6 +68,8 @@ async def apply_batch(
                 Batch(batch.events[len(admitted) :], batch.next_offset),
                 Batch(admitted, first.record.offset),
             ]
+        except TooMuchAtOnce as cut:
+            todo += _in_pieces(batch, cut.fitting)
         except Exception as error:
             match judge_postgres(error):
                 case "again":
@@ -84,16 +87,20 @@ async def apply_batch(
             )
 
 
+def _in_pieces(batch: Batch, size: int) -> list[Batch]:
+    """Batches of so many events, the last one first (a stack)."""
+    events = batch.events
+    ends = [events[at].record.offset for at in range(size, len(events), size)] + [batch.next_offset]
+    return [
+        Batch(events[at : at + size], end) for at, end in zip(range(0, len(events), size), ends, strict=True)
+    ][::-1]
+
+
 def _without_the_refused(batch: Batch, error: Exception) -> list[Batch]:
     """Two halves, the later one first (a stack); the event itself, rejected, once it is alone."""
-    events = list(batch.events)
-    if len(events) > 1:
-        middle = len(events) // 2
-        return [
-            Batch(events[middle:], batch.next_offset),
-            Batch(events[:middle], events[middle].record.offset),
-        ]
-    event = events[0]
+    if len(batch.events) > 1:
+        return _in_pieces(batch, (len(batch.events) + 1) // 2)
+    event = batch.events[0]
     if isinstance(event, Rejection):
         raise error  # nothing of it goes near the measurements: not the event's fault
     reason = describe(error)

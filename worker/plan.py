@@ -64,6 +64,16 @@ class Ground:
     form: AnswerForm
     identity_retention: int
     """Milliseconds."""
+    max_answer_bytes: int = 32 * 1024**2
+    """Of one batch's answers together: a small update of a large measurement has a large answer."""
+
+
+class TooMuchAtOnce(Exception):
+    """The answers of one batch would take too much memory; so many of its events fit."""
+
+    def __init__(self, fitting: int) -> None:
+        super().__init__(fitting)
+        self.fitting = fitting
 
 
 def plan(
@@ -72,10 +82,14 @@ def plan(
     identities: Mapping[bytes, Sequence[KnownIdentity]],
     ground: Ground,
 ) -> Plan:
-    """Judge each event once. `measurements` are changed in place: they are this batch's own."""
+    """Judge each event once. `measurements` are changed in place: they are this batch's own.
+
+    Raises TooMuchAtOnce; never for a single event.
+    """
     result = Plan()
+    size = 0
     known = {identity: list(found) for identity, found in identities.items()}
-    for event in events:
+    for index, event in enumerate(events):
         outcome = event if isinstance(event, Rejection) else _judge(event, measurements, known, ground)
         if outcome is None:
             result.duplicates += 1
@@ -90,6 +104,9 @@ def plan(
             )
             result.applied.append(applied)
             result.answers.append(answer)
+            size += len(applied.model)
+            if size > ground.max_answer_bytes and index > 0:
+                raise TooMuchAtOnce(index)
     result.measurements = [measurement for measurement in measurements.values() if measurement.applied]
     return result
 

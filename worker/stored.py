@@ -11,6 +11,7 @@ from worker.database import Connection
 from worker.sql import queries
 
 _ROWS_AT_ONCE = 500
+_BYTES_AT_ONCE = 32 * 1024**2
 
 
 @dataclass(slots=True)
@@ -27,18 +28,22 @@ async def stored_answers(
     """What is stored for the records from `begin` to before `end`; the last one yielded reaches `end`."""
     sql = queries()
     while begin < end:
-        updated = await connection.fetch(sql["stored_updates"], lane, begin, end, _ROWS_AT_ONCE)
-        rejected = await connection.fetch(sql["stored_rejections"], lane, begin, end, _ROWS_AT_ONCE)
+        bounds = (lane, begin, end, _ROWS_AT_ONCE, _BYTES_AT_ONCE)
+        updated = await connection.fetch(sql["stored_updates"], *bounds)
+        rejected = await connection.fetch(sql["stored_rejections"], *bounds)
         # each is complete up to its last row, if it was cut
         reach = min(
-            (rows[-1]["log_offset"] + 1 for rows in (updated, rejected) if len(rows) == _ROWS_AT_ONCE),
-            default=end,
+            (rows[-1]["log_offset"] + 1 for rows in (updated, rejected) if _was_cut(rows)), default=end
         )
         answers = [_updated(row, form, partition) for row in updated if row["log_offset"] < reach]
         answers += [_rejected(row, form, partition) for row in rejected if row["log_offset"] < reach]
         answers.sort(key=lambda answer: answer.offset)
         yield StoredAnswers(answers, reach)
         begin = reach
+
+
+def _was_cut(rows: list[Any]) -> bool:
+    return bool(rows) and (len(rows) == _ROWS_AT_ONCE or len(rows) < rows[0]["found"])
 
 
 def _updated(row: Any, form: AnswerForm, partition: int) -> Answer:

@@ -28,8 +28,8 @@ async def test_hot_queries_read_by_index_only_what_a_batch_names(migrated_url: s
         for name, arguments in (
             ("lock_measurements", "ARRAY['1', '77', '4711']"),
             ("find_identities", "ARRAY[sha256('1'::bytea)]"),
-            ("stored_updates", "1, 50, 90, 500"),
-            ("stored_rejections", "1, 50, 90, 500"),
+            ("stored_updates", "1, 50, 90, 500, 1000000"),
+            ("stored_rejections", "1, 50, 90, 500, 1000000"),
         ):
             await connection.execute(f"PREPARE {name} AS {queries()[name]}")
             plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE {name}({arguments})"))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from contracts.events import Violation
 from tests import model
 from worker.answer import AnswerForm
 from worker.measurement import Measurement, json_equal, measurement_of, timestamp_of
-from worker.plan import Ground, KnownIdentity, Plan, plan
+from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import Rejection, Update, position
 
 RETENTION = 50
@@ -299,3 +300,19 @@ def test_what_no_event_touches_is_passed_on_digit_by_digit() -> None:
         [update_of(model.Event((110, 0, 0), (110, 0, 0), "m-2", "s", "1", {"notes": "x"}))]
     ).answers
     assert row["file_metadata"].encode() in (answer.value or b"")
+
+
+def test_a_batch_whose_answers_take_too_much_memory_says_how_many_events_fit() -> None:
+    small = Ground(1, 0, GROUND.form, RETENTION, max_answer_bytes=3_000)
+    events = [
+        update_of(
+            model.Event((100, 0, offset), (100, 0, offset), "m-1", "s", f"{offset}", {"notes": "x" * 900})
+        )
+        for offset in range(5)
+    ]
+    row = measurement_of(fresh_rows()[0])
+    with pytest.raises(TooMuchAtOnce) as raised:
+        plan(events, {"m-1": row}, {}, small)
+    assert raised.value.fitting == 2
+    alone = Ground(1, 0, GROUND.form, RETENTION, max_answer_bytes=1)
+    assert len(plan(events[:1], {"m-1": measurement_of(fresh_rows()[0])}, {}, alone).applied) == 1

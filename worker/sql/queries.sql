@@ -109,17 +109,25 @@ INSERT INTO measurement_updates.rejected_updates
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: stored_updates
--- Answers from a position on, in log order. $1 lane, $2 from, $3 below, $4 at most so many
-SELECT log_offset, arrival, measurement_id, event_source, event_id, traceparent, revision, changed,
-       previous_lane, previous_offset, answer_source, answer
-FROM measurement_updates.applied_updates
-WHERE lane = $1 AND log_offset >= $2 AND log_offset < $3 ORDER BY log_offset LIMIT $4;
+-- Answers from a position on, in log order: at most so many, and no more once they have so many bytes (the first one
+-- always). `found`: how many there were before the bytes were counted. $1 lane, $2 from, $3 below, $4 rows, $5 bytes
+SELECT * FROM (
+    SELECT log_offset, arrival, measurement_id, event_source, event_id, traceparent, revision, changed,
+           previous_lane, previous_offset, answer_source, answer, count(*) OVER () AS found,
+           sum(octet_length(answer)) OVER (ORDER BY log_offset) - octet_length(answer) AS bytes_before
+    FROM (SELECT * FROM measurement_updates.applied_updates
+          WHERE lane = $1 AND log_offset >= $2 AND log_offset < $3 ORDER BY log_offset LIMIT $4) AS next) AS counted
+WHERE bytes_before < $5 ORDER BY log_offset;
 
 -- name: stored_rejections
--- $1 lane, $2 from, $3 below, $4 at most so many
-SELECT log_offset, arrival, key, value, header_names, header_values, code, detail, truncated
-FROM measurement_updates.rejected_updates
-WHERE lane = $1 AND log_offset >= $2 AND log_offset < $3 ORDER BY log_offset LIMIT $4;
+-- Likewise.
+SELECT * FROM (
+    SELECT log_offset, arrival, key, value, header_names, header_values, code, detail, truncated,
+           count(*) OVER () AS found,
+           sum(octet_length(value)) OVER (ORDER BY log_offset) - octet_length(value) AS bytes_before
+    FROM (SELECT * FROM measurement_updates.rejected_updates
+          WHERE lane = $1 AND log_offset >= $2 AND log_offset < $3 ORDER BY log_offset LIMIT $4) AS next) AS counted
+WHERE coalesce(bytes_before, 0) < $5 ORDER BY log_offset;
 
 -- name: lane_by_id
 -- Where the predecessor of an answer through another partition stands. $1 lane
