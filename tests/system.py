@@ -15,6 +15,7 @@ from typing import IO, Any
 import asyncpg
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import RecordMetadata
 
 from worker.app import Worker
@@ -22,6 +23,8 @@ from worker.settings import Settings, load_settings
 from worker.topics import create_topics
 
 Header = tuple[str, bytes | None]
+Place = tuple[int, int]
+"""(partition, offset) in the input log."""
 
 COMMAND = Path(sys.executable).with_name("measurement-updates")
 
@@ -53,6 +56,14 @@ class Answer:
     @property
     def model(self) -> dict[str, Any]:
         return dict(orjson.loads(self.value or b""))
+
+    @property
+    def place(self) -> Place:
+        """Where the record stands that this answers."""
+        if self.rejected:
+            return int(self.text("rejection-partition")), int(self.text("rejection-offset"))
+        _, partition, offset = self.text("ce_id").split("@")[0].rsplit("/", 2)
+        return int(partition), int(offset)
 
     @property
     def revision(self) -> int:
@@ -154,6 +165,45 @@ class System:
         ]
         return await self.publish(measurement_id, patch, headers)
 
+    async def structured(
+        self,
+        measurement_id: str | None,
+        patch: Any,
+        *,
+        id: str,
+        source: str = "cycler",
+        partition: int | None = None,
+        **attributes: Any,
+    ) -> RecordMetadata:
+        """A structured CloudEvent. `attributes`: further members of the envelope."""
+        envelope = {
+            "specversion": "1.0",
+            "type": "cell_measurement.update.v1",
+            "id": id,
+            "source": source,
+            "data": patch,
+            **attributes,
+        }
+        headers: list[Header] = [("content-type", b"application/cloudevents+json")]
+        return await self.publish(measurement_id, envelope, headers, partition)
+
+    async def publish_raw(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[bytes, bytes | None]],
+        partition: int = 0,
+    ) -> RecordMetadata:
+        """As `publish`, but header names are bytes: what aiokafka's producer refuses, others send."""
+        async with AIOKafkaProducer(bootstrap_servers=self.settings.bootstrap_servers) as producer:
+            batch = producer.create_batch()
+            # in place of the one in C, which takes UTF-8 only
+            batch._builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, 0, 16 * 1024**2)
+            named = [(_RawName(name), content) for name, content in headers]
+            batch.append(key=key, value=value, headers=named, timestamp=None)
+            sent = await producer.send_batch(batch, self.updates, partition=partition)
+            return await asyncio.wait_for(sent, 30)
+
     @contextlib.asynccontextmanager
     async def worker(self, **overrides: Any) -> AsyncIterator[Worker]:
         """A worker in this process; drained at the end. What it died of is raised."""
@@ -234,6 +284,33 @@ class System:
                         found += await self._read(topic)
         return found
 
+    async def answers_to(self, *records: RecordMetadata) -> list[Answer]:
+        """The one answer to each of these records, after everything is settled."""
+        found = await self._by_place()
+        return [found[record.partition, record.offset] for record in records]
+
+    async def verdicts(self, *records: RecordMetadata) -> list[str]:
+        """What became of each of these records, after everything is settled: revision and changed fields (`3 name,notes`),
+        the code of its rejection, or `duplicate`."""
+        found = await self._by_place()
+        verdicts = []
+        for record in records:
+            answer = found.get((record.partition, record.offset))
+            if answer is None:
+                verdicts.append("duplicate")
+            elif answer.rejected:
+                verdicts.append(answer.code)
+            else:
+                verdicts.append(f"{answer.revision} {','.join(answer.changed)}".rstrip())
+        return verdicts
+
+    async def _by_place(self) -> dict[Place, Answer]:
+        found: dict[Place, Answer] = {}
+        for answer in await self.answers():
+            assert answer.place not in found, f"record {answer.place} was answered twice"
+            found[answer.place] = answer
+        return found
+
     async def _read(self, topic: str) -> list[Answer]:
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.settings.bootstrap_servers,
@@ -256,6 +333,20 @@ class System:
             return sorted(found, key=lambda answer: (answer.partition, answer.offset))
         finally:
             await consumer.stop()
+
+
+class _RawName(str):
+    """A header name that encodes to these bytes, whatever they are."""
+
+    def __new__(cls, raw: bytes) -> "_RawName":
+        name = super().__new__(cls, raw.decode("latin-1"))
+        name.raw = raw
+        return name
+
+    raw: bytes
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return self.raw
 
 
 def _answer(record: ConsumerRecord[bytes, bytes]) -> Answer:
