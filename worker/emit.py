@@ -59,8 +59,7 @@ class Emitter:
         async with asyncio.timeout(_TIMEOUT):
             await producer.begin_transaction()
         async with asyncio.timeout(_TIMEOUT):
-            for sent in await self._send(answers):
-                await sent
+            await asyncio.gather(*await self._send(answers))
             reached("in_kafka_transaction")
             await producer.send_offsets_to_transaction({self._tp: next_offset}, self._group)
         async with asyncio.timeout(_TIMEOUT):

@@ -6,7 +6,8 @@ other way to recover.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import structlog
@@ -26,6 +27,8 @@ _IDLE_SECONDS = 1.0
 _CHECK_LOG_EVERY = 10
 """Idle seconds: a log that is deleted and made anew just goes quiet."""
 _MAX_UNANSWERED_BATCHES = 2
+_SLOW_SECONDS = 3.0
+"""What takes longer than this is said: aiokafka retries by itself, for up to half a minute a step."""
 
 LaneState = Literal["taking_over", "running", "waiting", "stopped", "given_up"]
 
@@ -96,7 +99,9 @@ class Lane:
             inbox.close()
         input_log.seek(tp, inbox.next_offset)
         input_log.resume(tp)
-        self._say("running", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
+        # after trouble it is said once a batch has gone through: what was waited for may be in the next record
+        if self.state == "taking_over":
+            self._say("running", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
         outbox: asyncio.Queue[Decided | None] = asyncio.Queue(_MAX_UNANSWERED_BATCHES)
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._decide(taken, inbox, outbox))
@@ -110,6 +115,8 @@ class Lane:
         while not inbox.closed:
             batch = await inbox.take(_IDLE_SECONDS)
             if batch is None:
+                if taken.answered == position.next_to_apply:
+                    self._say("running")
                 if noted < taken.answered:
                     await self._note_answered(taken)
                     noted = taken.answered
@@ -149,14 +156,18 @@ class Lane:
     async def _emit_in_order(self, taken: TakenOver, answers: list[Answer], next_offset: int) -> None:
         """Cut before an answer whose predecessor, through another partition, isn't out yet; wait; go on."""
         waits = backoff(first=0.01, cap=0.5)
-        while (blocked := await taken.predecessors.first_blocked(answers)) is not None:
-            if blocked > 0:
-                await taken.emitter.emit(answers[:blocked], answers[blocked].offset)
-                taken.answered = answers[blocked].offset
-                answers = answers[blocked:]
-                waits = backoff(first=0.01, cap=0.5)
-            await asyncio.sleep(next(waits))
-        await taken.emitter.emit(answers, next_offset)
+        with self._said_if_slow("the answer before it, through another partition, isn't out yet"):
+            while (blocked := await taken.predecessors.first_blocked(answers)) is not None:
+                if blocked > 0:
+                    await self._emit(taken, answers[:blocked], answers[blocked].offset)
+                    answers = answers[blocked:]
+                    waits = backoff(first=0.01, cap=0.5)
+                await asyncio.sleep(next(waits))
+        await self._emit(taken, answers, next_offset)
+
+    async def _emit(self, taken: TakenOver, answers: list[Answer], next_offset: int) -> None:
+        with self._said_if_slow("Kafka hasn't taken the answers yet"):
+            await taken.emitter.emit(answers, next_offset)
         taken.answered = next_offset
 
     async def _check(self, taken: TakenOver) -> None:
@@ -169,6 +180,14 @@ class Lane:
         await taken.connection.execute(
             queries()["note_answered"], taken.position.lane, taken.position.epoch, taken.answered
         )
+
+    @contextmanager
+    def _said_if_slow(self, why: str) -> Iterator[None]:
+        slow = asyncio.get_running_loop().call_later(_SLOW_SECONDS, self._say_waiting, why)
+        try:
+            yield
+        finally:
+            slow.cancel()
 
     def _say_waiting(self, why: str) -> None:
         self._say("waiting", why)
