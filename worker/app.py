@@ -22,6 +22,7 @@ from worker.errors import DependencyAway, Fatal
 from worker.input_log import InputLog
 from worker.lane import Lane
 from worker.record import DecodeLimits
+from worker.repeats import hold_back_repeats
 from worker.retention import keep_retention
 from worker.retry import as_worker_error, backoff
 from worker.settings import Settings
@@ -193,6 +194,7 @@ class Worker:
 def run_worker(settings: Settings) -> None:
     """The worker as a process: SIGTERM and SIGINT stop it within WORKER_DRAIN_TIMEOUT, whatever is away."""
     tune_collector()
+    hold_back_repeats()
     asyncio.run(_run(settings))
 
 
