@@ -64,11 +64,17 @@ def read_update(key: bytes | None, headers: Mapping[str, bytes | None], value: b
         faults.append(_attribute(events.CE_SPECVERSION, f'"{events.SPECVERSION}"', headers))
     if headers.get(events.CE_TYPE) != _UPDATE_TYPE:
         faults.append(_attribute(events.CE_TYPE, f'"{events.UPDATE_TYPE}"', headers))
-    id_ = _header(events.CE_ID, headers, faults)
-    source = _header(events.CE_SOURCE, headers, faults)
-    subject = _header(events.CE_SUBJECT, headers, faults) if events.CE_SUBJECT in headers else None
+    id_ = _text(events.CE_ID, headers.get(events.CE_ID), faults)
+    source = _text(events.CE_SOURCE, headers.get(events.CE_SOURCE), faults)
+    subject = (
+        _text(events.CE_SUBJECT, headers.get(events.CE_SUBJECT), faults)
+        if events.CE_SUBJECT in headers
+        else None
+    )
     organization_id = (
-        _header(events.CE_ORGANIZATIONID, headers, faults) if events.CE_ORGANIZATIONID in headers else None
+        _text(events.CE_ORGANIZATIONID, headers.get(events.CE_ORGANIZATIONID), faults)
+        if events.CE_ORGANIZATIONID in headers
+        else None
     )
     expected_revision = None
     if events.CE_EXPECTEDREVISION in headers:
@@ -188,10 +194,6 @@ def _text(path: str, raw: bytes | None, faults: list[Violation], *, may_be_empty
         return decoded
     faults.append(Violation(path, _IDENTIFIER, shortened(decoded)))
     return None
-
-
-def _header(name: str, headers: Mapping[str, bytes | None], faults: list[Violation]) -> str | None:
-    return _text(name, headers.get(name), faults)
 
 
 def _member(name: str, envelope: dict[str, Json], faults: list[Violation]) -> str | None:

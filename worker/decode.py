@@ -117,10 +117,12 @@ def _bare_id(first: Position) -> str:
 
 
 def _identity(measurement_id: str, source: str, id_: str, reapply: str | None) -> bytes:
-    """Lengths first, so that no two identities are the same text."""
-    text = f"{len(measurement_id)},{len(source)},{len(id_)}:{measurement_id}{source}{id_}"
-    if reapply is not None:
-        text += f"\0{reapply}"
+    # U+0000 is in none of the three: no two identities are the same text.
+    text = (
+        f"{measurement_id}\0{source}\0{id_}"
+        if reapply is None
+        else f"{measurement_id}\0{source}\0{id_}\0{reapply}"
+    )
     return blake2b(text.encode(), digest_size=16).digest()
 
 
