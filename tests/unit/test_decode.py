@@ -169,6 +169,13 @@ def test_any_header_that_begins_with_the_prefix_makes_it_a_binary_event(name: st
     }
 
 
+@pytest.mark.parametrize("name", ["ce_time", "ce_traceparent", "ce_unknown"])
+@pytest.mark.parametrize("value", [None, b"\xff"])
+def test_a_header_with_the_prefix_makes_it_binary_whatever_its_value(name: str, value: bytes | None) -> None:
+    assert rejected(record("bare").having(name, value)).code == "invalid_event"
+    assert accepted(record("binary").having(name, value)).id == "e-1"
+
+
 @pytest.mark.parametrize("name", ["CE_id", "ce-id", "xce_id", "ce"])
 def test_other_headers_leave_it_bare(name: str) -> None:
     assert accepted(record("bare").having(name, b"x")).source == "kafka:measurement-updates"
@@ -573,6 +580,15 @@ def test_a_requeued_position_that_is_malformed_or_of_another_topic_is_a_fault(st
 @pytest.mark.parametrize("value", [None, b"measurement-updates/1/9@5\xff"])
 def test_a_requeued_position_that_is_null_or_not_utf8_is_a_fault(value: bytes | None) -> None:
     assert fault(record().having("requeued-from", value)) == "requeued-from"
+
+
+@pytest.mark.parametrize("timestamp_type", [0, 1])
+def test_times_are_the_arrival_that_is_given_never_the_records_own(timestamp_type: int) -> None:
+    stamped = replace(record("bare"), timestamp=5, timestamp_type=timestamp_type)
+    update = decode(stamped, ARRIVAL, DecodeLimits())
+    assert isinstance(update, Update)
+    assert (update.arrival, update.position) == (ARRIVAL, position(ARRIVAL, 3, 42))
+    assert update.id == f"3/42@{ARRIVAL}"
 
 
 @pytest.mark.parametrize("value", [None, b"\xff"])
