@@ -101,8 +101,8 @@ def _check_duplicates(log: dict[Place, ConsumerRecord[bytes, bytes]], answers: d
     for place, answer in answers.items():
         if not answer.rejected and (identity := _identity(log[place])):
             applied[identity].append(log[place].value)
-    for identity, contents in applied.items():
-        assert len(contents) == 1, f"event {identity} was applied {len(contents)} times"
+    for event, contents in applied.items():
+        assert len(contents) == 1, f"event {event} was applied {len(contents)} times"
     for place in log.keys() - answers.keys():
         identity = _identity(log[place])
         assert identity in applied, f"record {place} was lost: no answer, and no duplicate of another one"

@@ -1,10 +1,13 @@
 """A system whose workers' deaths are noticed soon, and with rows to update."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from tests.faults.load import Load, seed
+from tests.faults.states import Log
 from tests.system import System, system
 from worker.stack import Stack
 
@@ -23,3 +26,15 @@ async def lab(stack: Stack, migrated_url: str) -> AsyncIterator[System]:
 @pytest_asyncio.fixture
 async def load(lab: System) -> Load:
     return Load(lab, await seed(lab), seed=20_260_101)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    with Log(tmp_path / "log") as opened:
+        yield opened
+
+
+@pytest.fixture
+def other_log(tmp_path: Path) -> Iterator[Log]:
+    with Log(tmp_path / "other-log") as opened:
+        yield opened

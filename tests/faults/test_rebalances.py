@@ -4,12 +4,11 @@ import asyncio
 import signal
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from tests.faults.checker import check
 from tests.faults.load import Load
-from tests.faults.states import applied, exit_code, until
+from tests.faults.states import applied, exit_code, held, lanes_wait, shared, stops, until
 from tests.system import System
 from worker.emit import Emitter
 
@@ -17,11 +16,6 @@ from worker.emit import Emitter
 async def epochs(system: System) -> list[int]:
     rows = await system.database.fetch("SELECT epoch FROM measurement_updates.lanes ORDER BY partition")
     return [row["epoch"] for row in rows]
-
-
-async def owners(system: System) -> set[str]:
-    rows = await system.database.fetch("SELECT owner FROM measurement_updates.lanes")
-    return {row["owner"] for row in rows}
 
 
 async def test_workers_that_join_and_leave_under_load_lose_nothing_and_double_nothing(
@@ -32,22 +26,16 @@ async def test_workers_that_join_and_leave_under_load_lose_nothing_and_double_no
     with lab.process() as first:
         await applied(lab, more=200)
         with lab.process() as second, lab.process() as third:
-
-            async def shared() -> bool:
-                return len(await owners(lab)) == 2  # three workers, two partitions
-
-            await until(shared, "two workers have taken a partition over")
+            await shared(lab)
             await applied(lab, more=200)
-            first.send_signal(signal.SIGTERM)
-            assert await exit_code(first) == 0
+            await stops(first)
             await applied(lab, more=200)
             second.kill()
             await applied(lab, more=200)
             over.set()
             await publishing
             verdicts = await check(lab)
-            third.send_signal(signal.SIGTERM)
-            assert await exit_code(third) == 0
+            await stops(third)
     assert verdicts.total == load.count
 
 
@@ -55,43 +43,27 @@ async def test_a_worker_that_stalls_with_locks_held_keeps_nobody_waiting_and_com
     lab: System, load: Load, tmp_path: Path
 ) -> None:
     await load.publish(300)
-    rest = await asyncpg.connect(lab.settings.dsn)
     with (tmp_path / "log").open("wb") as log, lab.process(log) as stalled:
         await applied(lab, more=300)
-        held = rest.transaction()
-        await held.start()
-        await rest.execute("UPDATE cell_measurements SET start_time = start_time WHERE id = 'm-9'")
-        await load.publish(300)
-
-        async def waits_for_the_row() -> bool:
-            return bool(
-                await lab.database.fetchval(
-                    """SELECT count(*) FROM pg_stat_activity
-                       WHERE application_name LIKE 'measurement-updates lane%' AND wait_event_type = 'Lock'"""
-                )
-            )
-
-        await until(waits_for_the_row, "a lane waits for the locked row")
-        stalled.send_signal(signal.SIGSTOP)
-        await held.commit()  # now the stalled worker's sessions get their locks, and keep them
-        await rest.close()
+        async with held(lab, "SELECT FROM cell_measurements WHERE id = 'm-9' FOR UPDATE"):
+            await load.publish(300)
+            await lanes_wait(lab)
+            stalled.send_signal(signal.SIGSTOP)
+        # now the stalled worker's sessions get their locks, and keep them
         with lab.process(log) as successor:
             await check(lab)
-            await asyncio.wait_for(lab.database.execute("UPDATE cell_measurements SET start_time = start_time"), 5)
+            await asyncio.wait_for(
+                lab.database.execute("UPDATE cell_measurements SET start_time = start_time"), 5
+            )
             before = await epochs(lab)
             stalled.send_signal(signal.SIGCONT)
-
-            async def is_back() -> bool:
-                return len(await owners(lab)) == 2
-
-            await until(is_back, "the stalled worker has a partition again")
+            await shared(lab)
             await load.publish(300)
             verdicts = await check(lab)
             # it rejoins, both take over once; a ping-pong of fencing would show here
             assert all(now - then <= 3 for now, then in zip(await epochs(lab), before, strict=True))
             for worker in (stalled, successor):
-                worker.send_signal(signal.SIGTERM)
-                assert await exit_code(worker) == 0
+                await stops(worker)
     assert verdicts.total == load.count
 
 
@@ -112,11 +84,7 @@ async def test_a_revoked_lane_that_is_slow_to_clean_up_does_not_pause_its_succes
         await load.publish(100)
         await lab.settled()
         with lab.process() as other:
-
-            async def shared() -> bool:
-                return len(await owners(lab)) == 2
-
-            await until(shared, "the other worker has taken a partition over")
+            await shared(lab)
             await asyncio.wait_for(stopping.wait(), 10)
             await load.publish(100)
             await lab.settled()
@@ -128,8 +96,7 @@ async def test_a_revoked_lane_that_is_slow_to_clean_up_does_not_pause_its_succes
             await until(cleaned_up, "the former lanes have ended")
             await load.publish(100)
             await lab.settled()
-            other.send_signal(signal.SIGTERM)
-            assert await exit_code(other) == 0
+            await stops(other)
         await load.publish(100)
         verdicts = await check(lab)
     assert verdicts.total == load.count

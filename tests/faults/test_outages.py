@@ -1,0 +1,141 @@
+"""Postgres or Kafka away, at start and under way: the worker waits, says for what, and goes on by itself."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from rich.console import Console
+
+from tests.faults.checker import check
+from tests.faults.load import Load, seed
+from tests.faults.states import Log, applied, shared, stops
+from tests.system import System, system
+from worker.database import migrate
+from worker.stack.kafka import EmbeddedKafka
+from worker.stack.postgres import EmbeddedPostgres
+
+
+class Servers:
+    """A Kafka and a Postgres that may be taken away. Their calls block, so they run in a thread."""
+
+    def __init__(self, kafka: EmbeddedKafka, postgres: EmbeddedPostgres) -> None:
+        self.kafka = kafka
+        self.postgres = postgres
+
+    @asynccontextmanager
+    async def without_postgres(self) -> AsyncIterator[None]:
+        """It is stopped as by a crash, and is there again at the end."""
+        await asyncio.to_thread(self.postgres.stop, "immediate")
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.postgres.start)
+
+    @asynccontextmanager
+    async def without_kafka(self) -> AsyncIterator[None]:
+        await asyncio.to_thread(self.kafka.kill)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.kafka.start)
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with closing(EmbeddedKafka(console=Console(quiet=True))) as kafka:
+        kafka.launch()
+        with EmbeddedPostgres(durable=False) as postgres:  # while Kafka is coming up
+            kafka.wait_ready()
+            yield Servers(kafka, postgres)
+
+
+@pytest_asyncio.fixture
+async def lab(servers: Servers) -> AsyncIterator[System]:
+    name = f"t_{uuid.uuid4().hex[:16]}"
+    admin = await asyncpg.connect(servers.postgres.database_url)
+    await admin.execute(f"CREATE DATABASE {name}")
+    await admin.close()
+    url = urlunsplit(urlsplit(servers.postgres.database_url)._replace(path=f"/{name}"))
+    connection = await asyncpg.connect(url)
+    await migrate(connection)
+    await connection.close()
+    async with system(servers.kafka.bootstrap_servers, url, worker_session_timeout_ms=1_500) as built:
+        yield built
+        await built.database.close()
+
+
+@pytest_asyncio.fixture
+async def load(lab: System) -> Load:
+    return Load(lab, await seed(lab), seed=20_260_102)
+
+
+async def reconnect(lab: System) -> None:
+    lab.database.terminate()
+    lab.database = await asyncpg.connect(lab.settings.dsn)
+
+
+async def test_postgres_away_at_start_and_under_way_is_waited_for(
+    servers: Servers, lab: System, load: Load, log: Log, other_log: Log
+) -> None:
+    await load.publish(200)
+    with ExitStack() as running:
+        async with servers.without_postgres():
+            worker = running.enter_context(lab.process(log.file))
+            stopped_early = running.enter_context(lab.process(other_log.file))
+            await log.says("Postgres can't be reached")
+            await other_log.says("Postgres can't be reached")
+            await stops(stopped_early)
+        await reconnect(lab)
+        await check(lab)
+
+        over = asyncio.Event()
+        publishing = asyncio.create_task(load.keep_publishing(over))
+        stopped_midway = running.enter_context(lab.process())
+        await shared(lab)
+        await applied(lab, more=100)
+        async with servers.without_postgres():
+            await log.says("lane waiting")
+            await stops(stopped_midway)
+        await reconnect(lab)
+        await applied(lab, more=100)
+        over.set()
+        await publishing
+        verdicts = await check(lab)
+        await stops(worker)
+    assert verdicts.total == load.count
+    assert len(log.events()) < 60  # not a flood
+
+
+async def test_kafka_away_at_start_and_under_way_is_waited_for(
+    servers: Servers, lab: System, load: Load, log: Log, other_log: Log
+) -> None:
+    await load.publish(200)
+    with ExitStack() as running:
+        async with servers.without_kafka():
+            worker = running.enter_context(lab.process(log.file))
+            stopped_early = running.enter_context(lab.process(other_log.file))
+            await log.says("Kafka can't be reached")
+            await other_log.says("Kafka can't be reached")
+            await stops(stopped_early)
+        await check(lab)
+
+        over = asyncio.Event()
+        publishing = asyncio.create_task(load.keep_publishing(over))
+        stopped_midway = running.enter_context(lab.process(WORKER_DRAIN_TIMEOUT="6s"))
+        await shared(lab)
+        await applied(lab, more=100)
+        async with servers.without_kafka():
+            await log.says("Kafka hasn't taken the answers yet")
+            await stops(stopped_midway)
+        await applied(lab, more=100)
+        over.set()
+        await publishing
+        verdicts = await check(lab)
+        await stops(worker)
+    assert verdicts.total == load.count
+    assert len(log.events()) < 60  # not a flood
