@@ -25,7 +25,7 @@ FIELDS = list(FULL)
 
 
 async def test_absent_leaves_null_clears_and_a_value_replaces_the_whole_field(lab: System) -> None:
-    cases = {f"{field}-null": {field: None} for field in FIELDS}
+    cases: dict[str, dict[str, Any]] = {f"{field}-null": {field: None} for field in FIELDS}
     cases |= {f"{field}-other": {field: OTHER[field]} for field in FIELDS}
     cases |= {"all-null": dict.fromkeys(FIELDS), "all-other": OTHER}
     for id in cases:
@@ -64,7 +64,7 @@ async def test_an_empty_object_is_accepted_and_changes_nothing(lab: System) -> N
         assert (row["revision"], row["updated_at"]) == (0, before)
 
 
-EQUAL = {
+EQUAL: dict[str, tuple[dict[str, Any], bytes]] = {
     "the same text": ({"notes": "a"}, b'{"notes": "a"}'),
     "null where there is none": ({"notes": None}, b'{"notes": null}'),
     "the present name": ({"name": "n"}, b'{"name": "n"}'),
@@ -81,7 +81,7 @@ EQUAL = {
     ),
     "escapes": ({"notes": "\u00b5/"}, b'{"notes":"\\u00b5\\/"}'),
 }
-DIFFERENT = {
+DIFFERENT: dict[str, tuple[dict[str, Any], bytes]] = {
     "true and 1": ({"protocol": {"n": 1}}, b'{"protocol":{"n":true}}'),
     "false and 0": ({"protocol": {"n": [0]}}, b'{"protocol":{"n":[false]}}'),
     "1 and true": ({"protocol": {"n": True}}, b'{"protocol":{"n":1}}'),
@@ -151,20 +151,16 @@ async def test_updated_at_is_the_arrival_of_the_record_and_never_goes_back(lab: 
 
 async def test_revision_rises_by_one_only_where_something_changed(lab: System) -> None:
     await lab.seed("m-1", revision=41)
+    patches: list[dict[str, Any]] = [
+        {"notes": "a", "name": "b"},
+        {"notes": "a"},
+        {"name": None},
+        {"properties": None},
+        {"notes": None, "protocol": {}},
+        {"notes": None},
+    ]
     async with lab.worker():
-        records = [
-            await lab.update("m-1", patch, id=f"e-{number}")
-            for number, patch in enumerate(
-                (
-                    {"notes": "a", "name": "b"},
-                    {"notes": "a"},
-                    {"name": None},
-                    {"properties": None},
-                    {"notes": None, "protocol": {}},
-                    {"notes": None},
-                )
-            )
-        ]
+        records = [await lab.update("m-1", patch, id=f"e-{n}") for n, patch in enumerate(patches)]
         assert await lab.verdicts(*records) == ["42 name,notes", "42", "42", "42", "43 protocol,notes", "43"]
         assert (await lab.row("m-1"))["revision"] == 43
 
