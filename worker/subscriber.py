@@ -126,6 +126,7 @@ def build_broker(settings: Settings, lanes: Lanes, fail: Callable[[BaseException
         apply_types=False,
         logger=logging.getLogger(__name__),
         client_id=f"{settings.worker_group}-consumer",
+        metadata_max_age_ms=5_000,  # a topic that is there again, or has more partitions: the default is 5 minutes
     )
     broker.lanes = lanes
     subscriber = broker.subscriber(
