@@ -1,8 +1,323 @@
-"""`publish`."""
+"""`publish FILE`: a file of updates, checked as a whole, then sent."""
 
-from worker.cli.terminal import fail
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Annotated, Any, cast
+
+import orjson
+import typer
+from aiokafka.errors import KafkaError
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from worker.cli.clients import update_producer
+from worker.cli.terminal import err, fail, out
+from worker.cli.update_file import Format, Row, Rules, Updates, describe, read_rows, violations
+from worker.errors import DependencyAway
+from worker.settings import Settings, load_settings
+
+SOURCE = "measurement-updates publish"
+_IN_FLIGHT = 2_000
+_STALLED_AFTER = 30.0  # seconds without an acknowledgement
+_LISTED = 1_000  # violations in --json; on stderr all of them
 
 
-def publish() -> None:
-    """To come."""
-    fail("not built yet")
+class FileFormat(StrEnum):
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+class EventForm(StrEnum):
+    binary = "binary"
+    structured = "structured"
+    bare = "bare"
+
+
+def publish(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON Lines or CSV; - reads standard input.")],
+    format: Annotated[
+        FileFormat | None,
+        typer.Option("--format", help="Of standard input and unusual names.", show_default=False),
+    ] = None,
+    source: Annotated[
+        str, typer.Option("--source", help="CloudEvents source of rows that name none.")
+    ] = SOURCE,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            help="Part of the event ids: the same rows in another batch are new updates. Default: the file's name.",
+            show_default=False,
+        ),
+    ] = None,
+    form: Annotated[
+        EventForm,
+        typer.Option("--form", help="bare events have no id: sent again, they count again."),
+    ] = EventForm.binary,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file, send nothing.")] = False,
+    skip_validation: Annotated[
+        bool, typer.Option("--skip-validation", help="Send rows that break the schema, too.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    r"""Publish the measurement updates of a file.
+
+    Every row is checked first: if one is wrong, all that is wrong is listed
+    and nothing is sent. Running the same command again is safe: its events
+    have the same ids, so the worker counts them as duplicates.
+
+    [bold]JSON Lines[/bold]: one object a line, the PATCH body in patch, or its fields
+    beside measurement_id.
+
+      {"measurement_id": "m-1", "patch": {"notes": "vented at 45 °C"}}
+      {"measurement_id": "m-1", "notes": null, "expectedrevision": 7}
+
+    Optional beside them: id, source, expectedrevision, organizationid,
+    traceparent.
+
+    [bold]CSV[/bold]: a header, then one update a row; comma, semicolon or tab.
+
+      measurement_id,notes,test_setup.cycler,test_setup.channel_number
+      m-1,vented at 45 °C,BCS-815,25
+      m-2,\N,,
+
+    An empty cell leaves the field alone, \N writes null. A quantity has two
+    columns, properties.thickness.value and properties.thickness.unit; other
+    properties are texts, or true and false. protocol, test_setup, properties
+    and protocol.definition also take a JSON object. As with PATCH, a field
+    that is present replaces the whole field: test_setup.channel_number alone
+    drops the cycler.
+
+    [bold]Examples[/bold]
+
+      measurement-updates publish updates.jsonl
+      measurement-updates publish export.csv --dry-run
+      jq -c '.[]' all.json | measurement-updates publish - --format jsonl
+    """
+    settings = load_settings()
+    kind = _format(file, format)
+    rules = Rules(source, batch or Path(file).name, cast(Any, form.value), settings.worker_max_event_bytes)
+    if not source:
+        fail("--source: expected a text that isn't empty", 2)
+    if not dry_run:
+        _ = settings.bootstrap_servers  # say that it is missing before reading a large file
+    with _opened(file) as opened:
+        checked = _check(opened, kind, rules, quiet=json)
+        summary: dict[str, Any] = {
+            "file": file,
+            "rows": checked.rows,
+            "measurements": len(checked.measurements),
+            "wrong_rows": checked.wrong_rows,
+            "violations": checked.listed,
+            "published": 0,
+        }
+        if checked.unsendable or (checked.wrong_rows and not skip_validation):
+            _say_json(summary, json)
+            hint = "" if checked.unsendable else "; --skip-validation sends them all the same"
+            fail(f"{checked.wrong_rows:,} of {checked.rows:,} rows are wrong: nothing was sent{hint}")
+        if dry_run:
+            _say_json(summary, json)
+            if not json:
+                out.print(
+                    f"{file}: {checked.rows:,} updates of {len(checked.measurements):,} measurements, all right"
+                )
+            return
+        opened.seek(0)
+        sending = _Sending(settings, opened, kind, rules, checked.rows)
+        failure: BaseException | None = None
+        try:
+            asyncio.run(sending.run())
+        except (DependencyAway, KafkaError, KeyboardInterrupt) as error:
+            failure = error
+    summary |= {
+        "topic": settings.worker_updates_topic,
+        "published": sending.acknowledged,
+        "seconds": round(sending.seconds, 3),
+        "per_second": round(sending.acknowledged / sending.seconds) if sending.seconds else 0,
+    }
+    _say_json(summary, json)
+    if failure is not None:
+        again = "running it again sends all of them once more, as new updates"
+        if form != "bare":
+            again = "running the same command again is safe: what has arrived is a duplicate then"
+        interrupted = isinstance(failure, KeyboardInterrupt)
+        why = "interrupted" if interrupted else str(failure) or type(failure).__name__
+        fail(
+            f"{why}\n{sending.acknowledged:,} of {checked.rows:,} updates were acknowledged; {again}",
+            130 if interrupted else 1,
+        )
+    if not json:
+        out.print(
+            f"published {sending.acknowledged:,} updates of {len(checked.measurements):,} measurements to"
+            f" {settings.worker_updates_topic} in {sending.seconds:.1f} s ({summary['per_second']:,}/s)"
+        )
+
+
+def _format(file: str, format: FileFormat | None) -> Format:
+    if format is not None:
+        return format.value
+    suffix = Path(file).suffix.lower()
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        return "jsonl"
+    if suffix in (".csv", ".tsv"):
+        return "csv"
+    found = "standard input" if file == "-" else f"{Path(file).name}"
+    return fail(f"expected a name that ends in .jsonl or .csv, or --format jsonl|csv; found {found}", 2)
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[IO[bytes]]:
+    """The file, to be read twice: standard input is kept in a temporary one."""
+    if file == "-":
+        with _spooled(sys.stdin.buffer) as spool:
+            yield spool
+        return
+    with ExitStack() as closing:
+        try:
+            opened: IO[bytes] = closing.enter_context(Path(file).open("rb"))
+        except OSError as error:
+            fail(f"{file}: expected a file to read, found: {error.strerror}", 2)
+        if not opened.seekable():  # a pipe by name, <(…) of a shell
+            opened = closing.enter_context(_spooled(opened))
+        yield opened
+
+
+@contextmanager
+def _spooled(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as spool:
+        shutil.copyfileobj(stream, spool)
+        spool.seek(0)
+        yield spool
+
+
+# Checking ---------------------------------------------------------------------------------------------------
+
+
+class _Checked:
+    def __init__(self) -> None:
+        self.rows = 0
+        self.wrong_rows = 0
+        self.unsendable = 0
+        """Rows that can't be made an update at all."""
+        self.measurements: set[str] = set()
+        self.listed: list[dict[str, Any]] = []
+
+
+def _check(file: IO[bytes], kind: Format, rules: Rules, *, quiet: bool) -> _Checked:
+    """The whole file, before anything is sent; what is wrong is said as it is found."""
+    checked = _Checked()
+    updates = Updates(rules)
+    with _progress("checking", None) as advance:
+        for row in read_rows(file, kind):
+            checked.rows += 1
+            message = updates.message(row)
+            checked.unsendable += message is None
+            if isinstance(row.measurement_id, str):
+                checked.measurements.add(row.measurement_id)
+            if found := violations(row, message, rules):
+                checked.wrong_rows += 1
+                room = _LISTED - len(checked.listed)
+                checked.listed += [
+                    {"line": row.line, "path": one.path, "expected": one.expected, "found": one.found}
+                    for one in found[:room]
+                ]
+                if not quiet:
+                    for line in describe(row.line, found):
+                        err.print(line, markup=False)
+            advance()
+    if not checked.rows:
+        fail("expected at least one update, found none: the file is empty")
+    return checked
+
+
+# Sending ----------------------------------------------------------------------------------------------------
+
+
+class _Sending:
+    """The second pass. `acknowledged` counts what all replicas have."""
+
+    def __init__(self, settings: Settings, file: IO[bytes], kind: Format, rules: Rules, rows: int) -> None:
+        self._settings = settings
+        self._rows_of = (file, kind)
+        self._updates = Updates(rules)
+        self._total = rows
+        self.acknowledged = 0
+        self.seconds = 0.0
+
+    async def run(self) -> None:
+        """Raises DependencyAway."""
+        async with update_producer(self._settings) as producer:
+            began = time.monotonic()
+            in_flight: deque[asyncio.Future[Any]] = deque()
+            try:
+                with _progress("publishing", self._total) as advance:
+                    for row in read_rows(*self._rows_of):
+                        async with asyncio.timeout(_STALLED_AFTER):
+                            in_flight.append(await self._send(producer, row))
+                        if len(in_flight) >= _IN_FLIGHT:
+                            await self._acknowledge(in_flight.popleft(), advance)
+                    while in_flight:
+                        await self._acknowledge(in_flight.popleft(), advance)
+            except TimeoutError:
+                servers = self._settings.bootstrap_servers
+                raise DependencyAway(
+                    f"Kafka at {servers} has acknowledged nothing for {_STALLED_AFTER:.0f} s"
+                ) from None
+            finally:
+                self.seconds = time.monotonic() - began
+                for future in in_flight:  # those that came in while we failed count, too
+                    if future.done() and not future.cancelled() and future.exception() is None:
+                        self.acknowledged += 1
+                    future.cancel()
+
+    async def _send(self, producer: Any, row: Row) -> "asyncio.Future[Any]":
+        message = self._updates.message(row)
+        assert message is not None, "the first pass has seen it"
+        sent: asyncio.Future[Any] = await producer.send(
+            self._settings.worker_updates_topic,
+            key=message.key,
+            value=message.value,
+            headers=message.headers,
+        )
+        return sent
+
+    async def _acknowledge(self, future: "asyncio.Future[Any]", advance: Any) -> None:
+        async with asyncio.timeout(_STALLED_AFTER):
+            await future
+        self.acknowledged += 1
+        advance()
+
+
+# What is said -----------------------------------------------------------------------------------------------
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="dim")
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Any]:
+    """A bar on stderr, only where that is a terminal. Yields what moves it on by one."""
+    if not err.is_terminal:
+        yield lambda: None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}"), _Rate(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
+
+
+def _say_json(summary: dict[str, Any], wanted: bool) -> None:
+    if wanted:
+        print(orjson.dumps(summary).decode(), flush=True)
