@@ -8,7 +8,8 @@ It differs from aiokafka's own in three things, each needed because a record mus
 """
 
 import asyncio
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from aiokafka.errors import CorruptRecordException, KafkaError, NoOffsetForParti
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.record.util import decode_varint
+
+log = logging.getLogger(__name__)
 
 _LOG_OVERHEAD = 12  # base offset and length
 _BATCH_HEADER = 61
@@ -44,15 +47,45 @@ class Fetched:
 class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no complete types
     """An AIOKafkaConsumer whose `getmany` returns `{partition: [Fetched]}`, one partition a call."""
 
+    broken: Callable[[BaseException], None] | None = None
+    """Hears what one of aiokafka's two main tasks has died of: nothing is fetched, or no group joined, any more."""
+
     async def start(self) -> None:
         # aiokafka's fetcher has no seam for the class that reads a fetch response's bytes
         fetcher_module.MemoryRecords = LogRecords
         await super().start()
+        self._fetcher._fetch_task.add_done_callback(self._ended)
+        if self._group_id is not None:
+            self._coordinator._coordination_task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """Also where one of its tasks has died: `broken` has heard of that."""
+        try:
+            await super().stop()
+        except KafkaError:
+            await self._client.close()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and self.broken is not None:
+            self.broken(error)
 
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[Fetched]]:
         """Waits up to a second whatever `timeout_ms` says: an empty answer makes FastStream sleep once more."""
+        try:
+            return await self._next()
+        except KafkaError as error:
+            if self._group_id is None:
+                raise
+            # aiokafka's heartbeats (or its reading of committed offsets) may have ended with this: it would report it
+            # for ever, and only joining the group anew starts them again. FastStream would sleep 5 s each time.
+            log.warning("the consumer joins its group anew: %r", error)
+            self._coordinator.request_rejoin()
+            await asyncio.sleep(_IDLE_WAIT)
+            return {}
+
+    async def _next(self) -> dict[TopicPartition, list[Fetched]]:
         self._coordinator.check_errors()
         with self._subscription.fetch_context():
             fetched = self._drain_one()

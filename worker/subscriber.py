@@ -38,6 +38,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
 
     def use(self, consumer: LogConsumer) -> None:
         self.consumer = consumer
+        consumer.broken = self._fail
 
     @property
     def present(self) -> Iterable[Lane]:

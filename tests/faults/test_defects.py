@@ -1,0 +1,130 @@
+"""Defects, ours and the libraries': the worker gets over them or stops with them, and never goes on as if nothing were."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import KafkaError
+
+from tests.faults.checker import check
+from tests.faults.load import Load
+from tests.faults.states import applied_up_to, held, lanes_wait, until
+from tests.system import System
+from worker import app, lane
+from worker.app import Worker
+from worker.subscriber import Lanes
+
+
+async def test_a_defect_in_a_lane_stops_the_worker_with_it(
+    lab: System, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(lane, "decode_batch", defect)
+    await load.publish(10)
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        await asyncio.wait_for(Worker(lab.settings).run(), 20)
+
+
+async def test_a_consumer_whose_fetching_has_died_stops_the_worker(
+    lab: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(Fetcher, "_get_actions_per_node", defect)
+    with pytest.raises(KafkaError, match="Unexpected error during data retrieval"):
+        await asyncio.wait_for(Worker(lab.settings).run(), 20)
+
+
+async def test_a_consumer_whose_coordination_has_died_stops_the_worker(
+    lab: System, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    worker = Worker(lab.settings)
+    running = asyncio.create_task(worker.run())
+    await load.publish(10)
+    await lab.settled()
+    monkeypatch.setattr(GroupCoordinator, "need_rejoin", defect)
+    monkeypatch.setattr(GroupCoordinator, "_do_heartbeat", refuse_once(GroupCoordinator._do_heartbeat))
+    with pytest.raises(KafkaError, match="Unexpected error during coordination"):
+        await asyncio.wait_for(running, 20)
+
+
+async def test_a_heartbeat_that_the_broker_refuses_strangely_is_got_over(
+    lab: System, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiokafka's heartbeats end with it, and it reports it again and again, but never begins with others."""
+    await load.publish(100)
+    async with lab.worker():
+        await lab.settled()
+        refuse = refuse_once(GroupCoordinator._do_heartbeat)
+        monkeypatch.setattr(GroupCoordinator, "_do_heartbeat", refuse)
+
+        async def beats_again() -> bool:
+            return refuse.calls > 3
+
+        await until(beats_again, "the group is joined anew")
+        await load.publish(100)
+        verdicts = await check(lab)
+    assert verdicts.total == load.count
+
+
+class refuse_once:
+    calls = 0
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __get__(self, coordinator: GroupCoordinator, _: object) -> Any:
+        async def call() -> bool:
+            self.calls += 1
+            if self.calls == 1:
+                raise KafkaError("Unexpected exception in heartbeat task")
+            return bool(await self._call(coordinator))
+
+        return call
+
+
+async def test_a_backlog_behind_a_locked_row_pauses_its_partition_and_no_other(
+    lab: System, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present: list[Lanes] = []
+
+    class Observed(Lanes):
+        def __init__(self, *parts: Any) -> None:
+            super().__init__(*parts)
+            present.append(self)
+
+    monkeypatch.setattr(app, "Lanes", Observed)
+    locked, free = (TopicPartition(lab.updates, number) for number in range(2))
+    async with lab.worker(worker_batch_records=20), asyncio.timeout(60):
+        async with held(lab, "SELECT FROM cell_measurements WHERE id = 'm-0' FOR UPDATE"):
+            for number in range(1_000):
+                for partition, key in ((0, "m-0"), (1, "m-1")):
+                    await lab.producer.send(
+                        lab.updates, key=key.encode(), value=b'{"notes": "%d"}' % number, partition=partition
+                    )
+            await lab.producer.flush()
+            await lanes_wait(lab)
+
+            async def other_is_done() -> bool:
+                return await applied_up_to(lab) >= 1_000
+
+            await until(other_is_done, "the other partition is applied")
+            [lanes] = present
+            assert lanes.consumer is not None
+            assert lanes.consumer.paused() == {locked}
+            [waiting] = [found for found in lanes.present if found.tp == locked]
+            assert waiting._inbox is not None
+            assert len(waiting._inbox._records) <= 2 * 20 + 2_000  # what one fetch may hand over
+        verdicts = await check(lab)
+        assert lanes.consumer.paused() == set()
+        assert free in lanes.consumer.assignment()
+    assert verdicts.updated == 2_000
