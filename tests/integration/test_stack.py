@@ -3,17 +3,20 @@
 import functools
 import hashlib
 import http.server
+import io
 import json
 import os
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import asyncpg
@@ -25,11 +28,11 @@ from jgo.maven import MavenContext
 from rich.console import Console
 
 from worker.settings import Settings, load_settings
-from worker.stack import StackError, jars, postgres, running_stack
+from worker.stack import StackError, docker, jars, postgres, running_stack
 from worker.stack.java import find_java
 from worker.stack.kafka import EmbeddedKafka
 from worker.stack.postgres import EmbeddedPostgres
-from worker.stack.service import free_port
+from worker.stack.service import ReservedPort
 
 QUIET = Console(quiet=True)
 ELSEWHERE = "kafka.example:9092", "postgresql://user:secret@postgres.example/lab"
@@ -44,8 +47,9 @@ def neither_settings_nor_docker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory for temporary files. At the end nothing may be left in it, nor any process working there."""
+    tmp_path_factory.getbasetemp()  # made now: pytest's own directories have nothing to look for in here
     directory = Path(tempfile.mkdtemp(prefix="test-stack-", dir="/tmp"))
     directory.chmod(0o755)
     monkeypatch.setenv("TMPDIR", str(directory))
@@ -201,6 +205,46 @@ def test_nothing_outlives_a_command_that_is_killed(temporary: Path) -> None:
         wait_for(lambda: not processes_at(temporary) and not list(temporary.iterdir()))
 
 
+class Daemon(socketserver.BaseRequestHandler):
+    """Answers a ping as Docker does, and has no containers to give."""
+
+    def handle(self) -> None:
+        asked = self.request.recv(65_536)
+        status = b"200 OK" if b"/_ping" in asked else b"500 Internal Server Error"
+        self.request.sendall(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_a_daemon_that_has_no_container_to_give_is_gone_without(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    with socketserver.ThreadingUnixStreamServer(str(tmp_path / "docker.sock"), Daemon) as daemon:
+        thread = threading.Thread(target=daemon.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+        try:
+            assert docker.daemon_answers()
+            given = nothing_set(kafka_bootstrap_servers=ELSEWHERE[0])
+            with running_stack(given, progress=Console(file=said, width=200)) as stack:
+                assert stack.postgres_origin == "embedded"
+        finally:
+            daemon.shutdown()
+            thread.join()
+    assert "going on without Docker" in said.getvalue()
+
+
+def test_a_daemon_that_says_nothing_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "docker.sock"))
+        mute.listen()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+        began = time.monotonic()
+        assert not docker.daemon_answers()
+        assert time.monotonic() - began < 5
+
+
 def test_a_java_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in (11, 21):
         java = tmp_path / str(version) / "bin" / "java"
@@ -264,12 +308,23 @@ def test_a_download_that_is_not_what_was_locked_is_refused(locked: jars.Jar, tmp
 def test_a_download_that_fails_says_what_else_there_is(
     locked: jars.Jar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nobody = {"here": f"http://127.0.0.1:{free_port()}"}
-    monkeypatch.setattr(jars, "_maven", lambda staging: MavenContext(None, staging, [], nobody, 5))
-    with pytest.raises(
-        StackError, match=r"org\.example:kafka_2\.13:1\.0: expected to download it.*\[repositories\]"
-    ):
-        jars.kafka_jars(QUIET)
+    with closing(ReservedPort()) as port:
+        nobody = {"here": f"http://127.0.0.1:{port.number}"}
+        monkeypatch.setattr(jars, "_maven", lambda staging: MavenContext(None, staging, [], nobody, 5))
+        with pytest.raises(
+            StackError, match=r"example:kafka_2\.13:1\.0: expected to download it.*\[repositories\]"
+        ):
+            jars.kafka_jars(QUIET)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port is chosen, not kept")
+def test_a_port_is_kept_for_its_server_while_that_is_down() -> None:
+    with closing(ReservedPort()) as port, socket.socket() as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port.number))
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port.number))
+        other.listen()
 
 
 def test_the_lock_has_a_checksum_for_each_jar_and_names_no_host() -> None:

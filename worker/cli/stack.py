@@ -28,12 +28,14 @@ def stack(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Explicitly: a shell starts a background job with SIGINT ignored, and Python leaves it so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    up = False
     try:
         with running_stack(load_settings(), progress=console, heap=heap) as running:
             variables = {
                 "KAFKA_BOOTSTRAP_SERVERS": running.kafka_bootstrap_servers,
                 "DATABASE_URL": running.database_url,
             }
+            up = True
             if as_json:
                 print(json.dumps(variables), flush=True)
             else:
@@ -53,4 +55,4 @@ def stack(
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_IGN)
     except KeyboardInterrupt:
-        sys.exit(0)
+        sys.exit(0 if up else 130)

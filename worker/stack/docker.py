@@ -4,12 +4,13 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from worker.stack.jars import missing_extra
 from worker.stack.kafka import SINGLE_NODE, kafka_answers
 from worker.stack.postgres import postgres_answers
-from worker.stack.service import StackError, free_port, wait_until
+from worker.stack.service import ReservedPort, StackError, wait_until
 
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
@@ -20,18 +21,20 @@ _READY_WITHIN = 90.0  # seconds, the image's download not counted
 
 
 def daemon_answers() -> bool:
-    """Is there a Docker daemon? Known within about 2 s."""
+    """Is there a Docker daemon? Known within 2 s."""
     address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if address.startswith("unix://"):
-        # Most machines without a daemon are told apart here; docker-py would leave its socket open.
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(address.removeprefix("unix://")) != 0:
+        # Asked by hand: docker-py takes longer to import than this takes, and leaves a socket open where it fails.
+        with socket.socket(socket.AF_UNIX) as daemon:
+            daemon.settimeout(2)
+            try:
+                daemon.connect(address.removeprefix("unix://"))
+                daemon.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+                return b" 200 " in daemon.recv(64)
+            except OSError:
                 return False
-    try:
-        import docker
-    except ImportError:
-        return False
+    import docker
+
     try:
         client = docker.from_env(timeout=2)
     except docker.errors.DockerException:
@@ -47,7 +50,7 @@ def daemon_answers() -> bool:
 @contextmanager
 def kafka_container() -> Iterator[str]:
     """Yields bootstrap servers. Raises StackError where the image can't be had or doesn't come up."""
-    port = free_port()  # fixed, since the broker must be told under which address clients see it
+    port = _free_port()  # fixed, since the broker must be told under which address clients see it
     with _container(KAFKA_IMAGE, 9092, port) as (container, host):
         container.with_envs(
             KAFKA_NODE_ID="1",
@@ -67,7 +70,7 @@ def kafka_container() -> Iterator[str]:
 @contextmanager
 def postgres_container() -> Iterator[str]:
     """Yields a database's URL. Raises StackError where the image can't be had or doesn't come up."""
-    port, password = free_port(), secrets.token_urlsafe(16)
+    port, password = _free_port(), secrets.token_urlsafe(16)
     with _container(POSTGRES_IMAGE, 5432, port) as (container, host):
         container.with_envs(POSTGRES_PASSWORD=password, POSTGRES_INITDB_ARGS="--encoding=UTF8 --no-locale")
         container.with_command(["postgres", "-c", "max_connections=200"])
@@ -77,12 +80,21 @@ def postgres_container() -> Iterator[str]:
         yield url
 
 
+def _free_port() -> int:
+    with closing(ReservedPort()) as port:
+        return port.number
+
+
 @contextmanager
 def _container(image: str, port: int, host_port: int) -> Iterator[tuple["DockerContainer", str]]:
-    from testcontainers.core.container import DockerContainer
+    try:
+        from testcontainers.core.container import DockerContainer
+    except ImportError as error:
+        raise missing_extra(error.name) from None
 
-    container = DockerContainer(image)
-    host = container.get_docker_client().host()
+    with _clear_errors(image):
+        container = DockerContainer(image)
+        host = container.get_docker_client().host()
     # To be seen on this machine alone, where the daemon is on this machine.
     local = ("127.0.0.1", host_port) if host == "localhost" else host_port
     container.ports[f"{port}/tcp"] = local  # type: ignore[assignment]  # docker-py takes the pair as well
@@ -94,9 +106,15 @@ def _container(image: str, port: int, host_port: int) -> Iterator[tuple["DockerC
 
 
 def _start(container: "DockerContainer", image: str) -> None:
+    with _clear_errors(image):
+        container.start()
+
+
+@contextmanager
+def _clear_errors(image: str) -> Iterator[None]:
     import docker
 
     try:
-        container.start()
+        yield
     except (docker.errors.DockerException, OSError) as error:
         raise StackError(f"Docker: expected a container of {image}, found {error}") from error

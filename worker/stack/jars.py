@@ -57,7 +57,7 @@ def kafka_jars(console: Console) -> tuple[str, list[Path]]:
     cache = user_cache_path("measurement-updates") / f"kafka-{version}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _alone(cache / ".lock"):
+        with _alone(cache / ".lock", console):
             wrong = [jar for jar in locked if _sha256(cache / jar.filename) != jar.sha256]
             if wrong:
                 _download(wrong, cache, version, console)
@@ -97,10 +97,14 @@ def _sha256(path: Path) -> str | None:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _alone(lock: Path, console: Console) -> Iterator[None]:
     # The system releases it when we die, so there is no stale lock to find.
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("Another process is looking after Kafka's jars: waiting for it", highlight=False)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from worker.stack.jars import kafka_jars
 from worker.stack.java import find_java
-from worker.stack.service import Service, StackError, free_port, listens
+from worker.stack.service import ReservedPort, Service, StackError, listens
 
 _LOG4J = """\
 appender.console.type=Console
@@ -44,7 +44,8 @@ class EmbeddedKafka(Service):
         self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self._heap = heap
         self._class_path = os.pathsep.join(map(str, jars))
-        self._controller_port = free_port()
+        self._reserved.append(ReservedPort())
+        self._controller_port = self._reserved[-1].number
         self._properties = self.directory / "server.properties"
         self._log4j = self.directory / "log4j2.properties"
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -50,7 +51,8 @@ class Service:
     stops_within: ClassVar[float] = 15.0  # seconds, then it is killed
 
     def __init__(self, *, under: Path | None = None) -> None:
-        self.port = free_port()
+        self._reserved = [ReservedPort()]
+        self.port = self._reserved[0].number
         self.directory = Path(tempfile.mkdtemp(prefix="measurement-updates-", dir=under))
         self.log = self.directory / "log.txt"
         self._process: subprocess.Popen[bytes] | None = None
@@ -70,6 +72,7 @@ class Service:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd="/",
+            env={"PATH": "/usr/bin:/bin"},
         )
 
     def __enter__(self) -> Self:
@@ -124,6 +127,8 @@ class Service:
             if self._guard.stdin is not None and not self._guard.stdin.closed:
                 self._guard.stdin.close()
             self._guard.wait()
+            for port in self._reserved:
+                port.close()
 
     def log_tail(self, lines: int = 40) -> str:
         """The last lines of what the server printed."""
@@ -204,20 +209,33 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on, from below the range that systems hand out themselves.
+class ReservedPort:
+    """`number`, a port of 127.0.0.1 that nobody else is given until `close`, running server or not.
 
-    From within that range a client that knocks on a stopped server's port can be given that very port as its
-    own, connect to itself, and keep the server from coming back.
+    From below the range that systems hand out themselves: from within it, a client that knocks on a stopped
+    server's port can be given that very port as its own, connect to itself, and keep the server from coming back.
     """
-    for port in random.sample(range(20_000, 30_000), 200):
-        with socket.socket() as probe:
+
+    def __init__(self) -> None:
+        for number in random.sample(range(20_000, 30_000), 200):
+            self._socket = socket.socket()
             try:
-                probe.bind(("127.0.0.1", port))
+                self._socket.bind(("127.0.0.1", number))
             except OSError:
+                self._socket.close()
                 continue
-            return port
-    raise StackError("expected a free port of 127.0.0.1 between 20000 and 30000, found none in 200 tries")
+            self.number = number
+            if sys.platform == "linux":
+                # Bound, not listening: no other may bind it now, except who says so too (Java and Postgres do).
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            else:
+                self._socket.close()  # elsewhere nobody at all could bind it: chosen, but not held
+            return
+        raise StackError("expected a free port of 127.0.0.1 between 20000 and 30000, found none in 200 tries")
+
+    def close(self) -> None:
+        """Give it up. May be called again."""
+        self._socket.close()
 
 
 def reachable_for_others(path: Path) -> bool:
