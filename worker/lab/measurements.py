@@ -47,6 +47,16 @@ class Measurement:
     capacity_mah: float = field(default=0.0)
     """Of its cell; no column."""
 
+    def patchable(self) -> dict[str, Any]:
+        """The fields that an update may change."""
+        return {
+            "name": self.name,
+            "protocol": self.protocol,
+            "test_setup": self.test_setup,
+            "notes": self.notes,
+            "properties": self.properties,
+        }
+
 
 PEOPLE = ("Ines Haug", "Tomás Ferreira", "Yuki Mori", "Åsa Lindqvist")
 

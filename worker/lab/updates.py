@@ -467,12 +467,5 @@ def _definition(kind: str, cell: str, capacity_mah: float, integration: Integrat
 
 
 def _values(row: Measurement) -> Patch:
-    values = {
-        "name": row.name,
-        "protocol": row.protocol,
-        "test_setup": row.test_setup,
-        "notes": row.notes,
-        "properties": row.properties,
-    }
     # as JSON has them: what is written later may share parts with what is compared
-    return dict(orjson.loads(orjson.dumps(values)))
+    return dict(orjson.loads(orjson.dumps(row.patchable())))
