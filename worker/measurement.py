@@ -57,6 +57,15 @@ def read_json(text: bytes) -> Json:
         )
 
 
+def same_json(text: bytes, value: Json) -> bool:
+    """Is a field's JSON text this value of an event?"""
+    try:
+        stored = read_json(text)
+    except RecursionError:  # nested deeper than any event
+        return False
+    return json_equal(stored, value)
+
+
 @dataclass(slots=True)
 class Measurement:
     """One locked row. `fields` and `positions` have the five patchable names as keys; a field is JSON text or None."""

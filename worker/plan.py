@@ -21,7 +21,7 @@ from worker.answer import (
     updated_answer,
     wire_size,
 )
-from worker.measurement import PATCHABLE, Measurement, iso8601, json_equal, read_json, timestamp_of
+from worker.measurement import PATCHABLE, Measurement, iso8601, same_json, timestamp_of
 from worker.record import Json, Rejection, Update
 
 
@@ -183,9 +183,7 @@ def _apply(update: Update, measurement: Measurement, ground: Ground) -> tuple[Ap
         stamped.append(name)
         before = fields[name]
         after = None if value is None else orjson.dumps(value)
-        if before == after or (
-            before is not None and value is not None and json_equal(read_json(before), value)
-        ):
+        if before == after or (before is not None and value is not None and same_json(before, value)):
             continue  # equal values stay as they stand, to the letter
         fields[name] = after
         changed.append(name)
