@@ -247,6 +247,37 @@ class System:
             "WORKER_SESSION_TIMEOUT_MS": str(settings.worker_session_timeout_ms),
         }
 
+    async def rewind(self, to: int = 0) -> None:
+        """Move the group's committed offsets, as `kafka-consumer-groups --reset-offsets` does. No worker may run."""
+        await self.commit(dict.fromkeys(self.partitions(), to))
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """The group's offsets, from outside. No worker may run."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.settings.bootstrap_servers,
+            group_id=self.settings.worker_group,
+            enable_auto_commit=False,
+        )
+        await consumer.start()
+        try:
+            consumer.assign(list(offsets))
+            await consumer.commit(dict(offsets))
+        finally:
+            await consumer.stop()
+
+    async def committed(self) -> dict[TopicPartition, int | None]:
+        """The group's offsets, as they stand."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.settings.bootstrap_servers,
+            group_id=self.settings.worker_group,
+            enable_auto_commit=False,
+        )
+        await consumer.start()
+        try:
+            return {tp: await consumer.committed(tp) for tp in self.partitions()}
+        finally:
+            await consumer.stop()
+
     def partitions(self) -> list[TopicPartition]:
         return [TopicPartition(self.updates, number) for number in range(self.settings.worker_partitions)]
 
@@ -275,16 +306,12 @@ class System:
         without `count`, all after everything is settled. In log order by partition, the topics one after the other."""
         if count is None:
             await self.settled(timeout)
-        found: list[Answer] = []
-        for topic in (self.settings.worker_updated_topic, self.settings.worker_rejected_topic):
-            found += await self._read(topic)
+        found = await self._read()
         if count is not None:
             async with asyncio.timeout(timeout):
                 while len(found) < count:
                     await asyncio.sleep(0.05)
-                    found = []
-                    for topic in (self.settings.worker_updated_topic, self.settings.worker_rejected_topic):
-                        found += await self._read(topic)
+                    found = await self._read()
         return found
 
     async def answers_to(self, *records: RecordMetadata) -> list[Answer]:
@@ -314,7 +341,16 @@ class System:
             found[answer.place] = answer
         return found
 
-    async def _read(self, topic: str) -> list[Answer]:
+    async def _read(self) -> list[Answer]:
+        """Up to the last record that is there now, once the transaction that it belongs to has ended: a group's offsets
+        may be seen before that transaction's markers are."""
+        topics = (self.settings.worker_updated_topic, self.settings.worker_rejected_topic)
+        partitions = [
+            TopicPartition(topic, number)
+            for topic in topics
+            for number in range(self.settings.worker_partitions)
+        ]
+        ends = await self._ends(partitions)
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.settings.bootstrap_servers,
             isolation_level="read_committed",
@@ -324,16 +360,25 @@ class System:
         )
         await consumer.start()
         try:
-            partitions = [TopicPartition(topic, number) for number in range(self.settings.worker_partitions)]
             consumer.assign(partitions)
-            ends = await consumer.end_offsets(partitions)
             await consumer.seek_to_beginning(*partitions)
             found: list[Answer] = []
             async with asyncio.timeout(30):
                 while any([await consumer.position(tp) < ends[tp] for tp in partitions]):
                     for records in (await consumer.getmany(timeout_ms=200)).values():
                         found += [_answer(record) for record in records]
-            return sorted(found, key=lambda answer: (answer.partition, answer.offset))
+            return sorted(
+                found, key=lambda answer: (topics.index(answer.topic), answer.partition, answer.offset)
+            )
+        finally:
+            await consumer.stop()
+
+    async def _ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """The offsets after the last records, whether their transactions have ended or not."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.settings.bootstrap_servers)
+        await consumer.start()
+        try:
+            return dict(await consumer.end_offsets(partitions))
         finally:
             await consumer.stop()
 
