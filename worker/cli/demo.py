@@ -204,6 +204,7 @@ class _Demo:
             with screen.showing():
                 pace = len(updates) / _SPREAD_OVER
                 day = await run_day(updates, settings, producer, consumer, database, screen, per_second=pace)
+            screen.shown(day)
             late = next(update for update in day.updates if update.repairs is not None)
             row = next(row for row in rows if row.id.encode() == late.message.key)
             entries = await history(database, row.id, row.patchable())
@@ -214,6 +215,7 @@ class _Demo:
                     rush = await run_day(
                         more, settings, producer, consumer, database, screen, per_second=None
                     )
+                screen.shown(rush)
         mismatches = day.mismatches() + (rush.mismatches() if rush else [])
         mismatches += await _rows_that_differ(database, day, rush)
         return await self._reported(screen, worker, _Result(day, rush, row, late, entries, mismatches))
@@ -265,9 +267,7 @@ class _Demo:
         return {**summary, "mismatches": mismatches}
 
     def _say_next(self, screen: "Screen") -> None:
-        screen.stage(
-            "\nTry this next" + ("" if _is_on_path() else f" (the command is {os.path.relpath(_COMMAND)})")
-        )
+        screen.stage("\nTry this next" + ("" if _is_on_path() else f" (the command is {_called()})"))
         for command, meaning in (
             ("demo --keep", "the same, and it goes on running"),
             ("demo --updates 5000", "a longer day"),
@@ -278,7 +278,7 @@ class _Demo:
 
     async def _kept(self, screen: "Screen", worker: "_Worker", measurement_id: str) -> None:
         """Until Ctrl-C, or the worker's end."""
-        command = "measurement-updates" if _is_on_path() else os.path.relpath(_COMMAND)
+        command = "measurement-updates" if _is_on_path() else _called()
         screen.stage("\nIt goes on running. In another terminal:")
         for name, value in _variables(self._settings).items():
             if name in ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL") or "demo-" in value:
@@ -312,7 +312,7 @@ class _Demo:
             raise Fatal("another demo is running in the database of DATABASE_URL: wait for its end")
         sessions = await database.fetchval(
             """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-               AND pid <> pg_backend_pid() AND application_name LIKE 'measurement-updates run%'"""
+               AND pid <> pg_backend_pid() AND application_name LIKE 'measurement-updates%'"""
         )
         if sessions:
             raise Fatal(f"a worker is connected to the database of DATABASE_URL: {refusal}")
@@ -466,6 +466,10 @@ def _variables(settings: Settings) -> dict[str, str]:
 
 def _is_on_path() -> bool:
     return shutil.which("measurement-updates") is not None
+
+
+def _called() -> str:
+    return os.path.relpath(_COMMAND)
 
 
 def _contents(rows: "list[Measurement]") -> str:
