@@ -291,6 +291,7 @@ def test_key_and_subject_must_be_the_same(key: bytes) -> None:
 @pytest.mark.parametrize("key", [b"\xff", b"m\x00", b"\xed\xa0\x80"])
 def test_key_that_is_not_utf8_or_has_nul_is_a_fault(form: Form, key: bytes) -> None:
     assert fault(replace(record(form), key=key)) == "key"
+    assert fault(replace(record(form).lacking("ce_subject"), key=key)) == "key"
 
 
 # Extensions
@@ -429,7 +430,10 @@ def test_value_over_the_limit_is_too_large() -> None:
     limits = DecodeLimits(max_event_bytes=100)
     room = b'{"notes":"%s"}' % (b"x" * (100 - len(b'{"notes":""}')))
     assert accepted(Received(room), limits).patch["notes"]
-    assert rejected(Received(room + b" "), limits).code == "too_large"
+    rejection = rejected(Received(room + b" "), limits)
+    assert rejection.code == "too_large"
+    (violation,) = rejection.violations
+    assert (violation.expected, violation.found) == ("at most 100 bytes", "101 bytes")
 
 
 @pytest.mark.parametrize("form", ALL)
@@ -445,6 +449,15 @@ def test_headers_over_64_kib_are_too_large_counting_names_as_their_bytes(name: s
     rejection = rejected(fits.having("x", b""))
     assert rejection.code == "too_large"
     assert rejection.violations[0].path == "headers"
+
+
+def test_only_what_is_too_large_is_told() -> None:
+    full = Received(b"{}", b"k" * 64 * 1024).having("", b"v" * (64 * 1024 + 1))
+    assert [violation.path for violation in rejected(full).violations] == ["headers"]
+    deep = Received(b"[" * 101 + b"]" * 101)
+    assert [violation.expected for violation in rejected(deep).violations] == [
+        "objects and lists nested at most 100 deep"
+    ]
 
 
 def test_headers_given_twice_count_twice() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from contracts.cloudevents import binary_update, structured_update
 from contracts.events import MAX_DETAIL_BYTES, rejection_detail
+from contracts.json_values import read_json
 from contracts.patch import CellMeasurementPatch
 from tests.unit.test_decode import ID, Received, accepted, received, record, rejected
 from worker.decode import decode
@@ -150,6 +151,7 @@ def test_numbers_without_a_fraction_that_fit_64_bits_are_integers_and_exact(
     for text, found in [(literal, read(literal)), (f"[{literal}]", read(f"[[{literal}]]")[0][0])]:
         assert (found, type(found)) == (value, type(value)), text
     assert read(f'{{"a":[{{"b":{literal}}}]}}')["a"][0]["b"] == value
+    assert read_json(literal.encode()) == value
 
 
 def test_of_duplicate_keys_the_last_one_counts() -> None:
@@ -312,6 +314,7 @@ def test_each_rule_of_the_body_is_told_with_its_place(body: Any, path: str, expe
     assert violation.path == path
     assert expected in violation.expected
     assert path in rejection.message
+    assert "in one place" in rejection.message
 
 
 def test_all_violations_are_told_one_a_place() -> None:
@@ -319,8 +322,17 @@ def test_all_violations_are_told_one_a_place() -> None:
         "nmae": "x",
         "name": 5,
         "protocol": {"name": 1, "definition": 2},
-        "properties": {"ok": QUANTITY, "length": 1, "width": {"value": "1", "unit": 2}, "list": []},
+        "properties": {
+            "ok": QUANTITY,
+            "batch": "B12",
+            "vented": True,
+            "supplier": None,
+            "length": 1,
+            "width": {"value": "1", "unit": 2},
+            "list": [],
+        },
     }
+    assert "in 8 places" in rejected(of(json.dumps(body))).message
     assert places(body) == {
         "$.nmae": "x",
         "$.name": 5,
