@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
 from tests.system import Answer, System
 
@@ -198,17 +198,3 @@ async def _check_stored(system: System, answers: dict[Place, Answer]) -> None:
             stored[place] = row["value"]
             assert row["detail"].encode() == answers[place].headers["rejection-detail"]
     assert stored == {place: answer.value for place, answer in answers.items()}
-
-
-async def committed_offsets(system: System) -> dict[TopicPartition, int | None]:
-    """The group's, as they stand."""
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=system.settings.bootstrap_servers,
-        group_id=system.settings.worker_group,
-        enable_auto_commit=False,
-    )
-    await consumer.start()
-    try:
-        return {tp: await consumer.committed(tp) for tp in system.partitions()}
-    finally:
-        await consumer.stop()

@@ -1,6 +1,7 @@
 """A system whose workers' deaths are noticed soon, and with rows to update."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,12 @@ async def load(lab: System) -> Load:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[Log]:
-    with Log(tmp_path / "log") as opened:
-        yield opened
+def logs(tmp_path: Path) -> Iterator[Sequence[Log]]:
+    """For as many as four workers."""
+    with ExitStack() as opened:
+        yield [opened.enter_context(Log(tmp_path / f"log-{number}")) for number in range(4)]
 
 
 @pytest.fixture
-def other_log(tmp_path: Path) -> Iterator[Log]:
-    with Log(tmp_path / "other-log") as opened:
-        yield opened
+def log(logs: Sequence[Log]) -> Log:
+    return logs[0]

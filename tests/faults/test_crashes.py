@@ -22,7 +22,7 @@ async def test_a_worker_killed_at_a_crash_point_loses_nothing_and_doubles_nothin
     with lab.process(WORKER_CRASH_AT=f"{point}:2", WORKER_BATCH_RECORDS="200") as killed:
         assert await exit_code(killed) == -signal.SIGKILL
     await load.publish(500)
-    with lab.process():
+    async with lab.worker():
         verdicts = await check(lab)
     assert verdicts.total == load.count
     assert min(verdicts.updated, verdicts.rejected, verdicts.duplicates) > 50
@@ -40,6 +40,6 @@ async def test_workers_killed_at_random_under_load_lose_nothing_and_double_nothi
             worker.kill()
     over.set()
     await publishing
-    with lab.process():
+    async with lab.worker():
         verdicts = await check(lab)
     assert verdicts.total == load.count

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from urllib.parse import urlsplit, urlunsplit
 
@@ -80,62 +80,61 @@ async def reconnect(lab: System) -> None:
 
 
 async def test_postgres_away_at_start_and_under_way_is_waited_for(
-    servers: Servers, lab: System, load: Load, log: Log, other_log: Log
+    servers: Servers, lab: System, load: Load, logs: Sequence[Log]
 ) -> None:
-    await load.publish(200)
+    """Two workers run when it goes away, two start without it; of each two one is stopped meanwhile."""
+    over = asyncio.Event()
     with ExitStack() as running:
-        async with servers.without_postgres():
-            worker = running.enter_context(lab.process(log.file))
-            stopped_early = running.enter_context(lab.process(other_log.file))
-            await log.says("Postgres can't be reached")
-            await other_log.says("Postgres can't be reached")
-            await stops(stopped_early)
-        await reconnect(lab)
-        await check(lab)
-
-        over = asyncio.Event()
+        worker, stopped = (running.enter_context(lab.process(log.file)) for log in logs[:2])
         publishing = asyncio.create_task(load.keep_publishing(over))
-        stopped_midway = running.enter_context(lab.process())
         await shared(lab)
         await applied(lab, more=100)
         async with servers.without_postgres():
-            await log.says("lane waiting")
-            await stops(stopped_midway)
+            late, stopped_early = (running.enter_context(lab.process(log.file)) for log in logs[2:])
+            await logs[0].says("lane waiting")
+            for log in logs[2:]:
+                await log.says("Postgres can't be reached")
+            await stops(stopped)
+            await stops(stopped_early)
         await reconnect(lab)
         await applied(lab, more=100)
         over.set()
         await publishing
         verdicts = await check(lab)
+        await shared(lab)
         await stops(worker)
+        await stops(late)
     assert verdicts.total == load.count
-    assert len(log.events()) < 60  # not a flood
+    for log in logs:
+        assert len(log.events()) < 60  # not a flood
 
 
 async def test_kafka_away_at_start_and_under_way_is_waited_for(
-    servers: Servers, lab: System, load: Load, log: Log, other_log: Log
+    servers: Servers, lab: System, load: Load, logs: Sequence[Log]
 ) -> None:
-    await load.publish(200)
+    """Two workers run when it goes away, two start without it; of each two one is stopped meanwhile."""
+    over = asyncio.Event()
     with ExitStack() as running:
-        async with servers.without_kafka():
-            worker = running.enter_context(lab.process(log.file))
-            stopped_early = running.enter_context(lab.process(other_log.file))
-            await log.says("Kafka can't be reached")
-            await other_log.says("Kafka can't be reached")
-            await stops(stopped_early)
-        await check(lab)
-
-        over = asyncio.Event()
+        worker, stopped = (
+            running.enter_context(lab.process(log.file, WORKER_DRAIN_TIMEOUT="6s")) for log in logs[:2]
+        )
         publishing = asyncio.create_task(load.keep_publishing(over))
-        stopped_midway = running.enter_context(lab.process(WORKER_DRAIN_TIMEOUT="6s"))
         await shared(lab)
         await applied(lab, more=100)
         async with servers.without_kafka():
-            await log.says("Kafka hasn't taken the answers yet")
-            await stops(stopped_midway)
+            late, stopped_early = (running.enter_context(lab.process(log.file)) for log in logs[2:])
+            await logs[0].says("Kafka hasn't taken the answers yet")
+            for log in logs[2:]:
+                await log.says("Kafka can't be reached")
+            await stops(stopped)
+            await stops(stopped_early)
         await applied(lab, more=100)
         over.set()
         await publishing
         verdicts = await check(lab)
+        await shared(lab)
         await stops(worker)
+        await stops(late)
     assert verdicts.total == load.count
-    assert len(log.events()) < 60  # not a flood
+    for log in logs:
+        assert len(log.events()) < 60  # not a flood

@@ -97,9 +97,8 @@ async def test_records_that_retention_took_stop_their_lane_until_an_operator_ski
     lab: System, log: Log
 ) -> None:
     await publish(lab, 0, 20)
-    with lab.process() as worker:
+    async with lab.worker():
         await lab.settled()
-        await stops(worker)
     await publish(lab, 0, 20)
     admin = AIOKafkaAdminClient(bootstrap_servers=lab.settings.bootstrap_servers)
     await admin.start()
@@ -124,9 +123,8 @@ async def test_a_log_made_anew_stops_its_lanes_until_an_operator_restarts_them(l
     """With fewer records than were applied, and with other ones."""
     await publish(lab, 0, 20)
     await publish(lab, 1, 20)
-    with lab.process() as worker:
+    async with lab.worker():
         await lab.settled()
-        await stops(worker)
     await delete_topics(lab, lab.updates)
     await create_topics(lab.settings)
     await publish(lab, 0, 10, "anew")

@@ -1,6 +1,6 @@
 """SIGTERM ends a worker with exit code 0, whatever it is doing; what it has begun it finishes."""
 
-from tests.faults.checker import check, committed_offsets
+from tests.faults.checker import check
 from tests.faults.load import Load
 from tests.faults.states import Log, applied, held, lanes_wait, stops
 from tests.system import System
@@ -15,12 +15,11 @@ async def test_a_stop_under_load_finishes_what_is_begun_and_notes_it_answered(
         await stops(worker)
     rows = await lab.database.fetch("SELECT * FROM measurement_updates.lanes")
     assert all(row["next_to_apply"] == row["next_to_answer"] for row in rows)
-    committed = await committed_offsets(lab)
-    assert {tp.partition: offset for tp, offset in committed.items()} == {
+    assert {tp.partition: offset for tp, offset in (await lab.committed()).items()} == {
         row["partition"]: row["next_to_apply"] for row in rows
     }
     assert sum(row["next_to_apply"] for row in rows) < load.count  # it stopped under load
-    with lab.process():
+    async with lab.worker():
         verdicts = await check(lab)
     assert verdicts.total == load.count
 
@@ -34,9 +33,8 @@ async def test_a_stop_before_the_consumer_has_started_is_not_lost(lab: System, l
 
 async def test_a_stop_while_a_partition_is_taken_over_is_not_lost(lab: System, load: Load, log: Log) -> None:
     await load.publish(100)
-    with lab.process() as first:
+    async with lab.worker():
         await check(lab)
-        await stops(first)
     async with held(lab, "SELECT FROM measurement_updates.lanes FOR UPDATE"):
         with lab.process(log.file, WORKER_DRAIN_TIMEOUT="6s") as worker:
             await lanes_wait(lab, count=2)
@@ -49,6 +47,6 @@ async def test_a_stop_while_a_row_is_locked_elsewhere_is_not_lost(lab: System, l
         with lab.process(WORKER_DRAIN_TIMEOUT="6s") as worker:
             await lanes_wait(lab)
             await stops(worker)
-    with lab.process():
+    async with lab.worker():
         verdicts = await check(lab)
     assert verdicts.total == load.count
