@@ -83,8 +83,8 @@ class Violation:
     """One thing that is wrong with an event."""
 
     path: str
-    """A path of the PATCH body (`$.test_setup.channel_number`), `key`, `headers`, or the name of a header or
-    attribute."""
+    """A path of the PATCH body (`$.test_setup.channel_number`), `key`, `headers`, the name of a header or attribute,
+    or `value` (an envelope that is no object)."""
     expected: str
     found: Any
     """A JSON value, short: what stands there."""

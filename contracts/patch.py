@@ -66,8 +66,7 @@ _EXPECTED: dict[tuple[str, ...], str] = {
 
 
 def violations_of(body: Json) -> tuple[list[Violation], int]:
-    """Everything that is wrong with a PATCH body (of `read_json`), one violation a place, in the order of the
-    body.
+    """Everything that is wrong with a PATCH body (of `read_json`), one violation a place, in the body's order.
 
     Returns at most `MAX_VIOLATIONS` of them, and how many there are: none exactly where `validate_patch` and
     `holds_nul` find nothing.

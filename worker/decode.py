@@ -1,5 +1,4 @@
-"""decode: a record of the input topic → the update that it carries, or why it is rejected. Pure, and
-total."""
+"""decode: a record of the input topic → the update that it carries, or why it is rejected. Pure and total."""
 
 from collections.abc import Mapping
 from hashlib import blake2b

@@ -172,7 +172,7 @@ def _rejection_detail() -> Schema:
             "path": {
                 "type": "string",
                 "description": "a path of the PATCH body ($.test_setup.channel_number), key, headers, "
-                "or the name of a header or attribute",
+                "the name of a header or attribute, or value (an envelope that is no object)",
             },
             "expected": {"type": "string"},
             "found": {"description": "any JSON value, shortened"},
