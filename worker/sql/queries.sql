@@ -124,10 +124,10 @@ WHERE bytes_before < $5 ORDER BY log_offset;
 SELECT * FROM (
     SELECT log_offset, arrival, key, value, header_names, header_values, code, detail, truncated,
            count(*) OVER () AS found,
-           sum(octet_length(value)) OVER (ORDER BY log_offset) - octet_length(value) AS bytes_before
+           coalesce(sum(octet_length(value)) OVER (ORDER BY log_offset), 0) - coalesce(octet_length(value), 0) AS bytes_before
     FROM (SELECT * FROM measurement_updates.rejected_updates
           WHERE lane = $1 AND log_offset >= $2 AND log_offset < $3 ORDER BY log_offset LIMIT $4) AS next) AS counted
-WHERE coalesce(bytes_before, 0) < $5 ORDER BY log_offset;
+WHERE bytes_before < $5 ORDER BY log_offset;
 
 -- name: lane_by_id
 -- Where the predecessor of an answer through another partition stands. $1 lane
