@@ -22,6 +22,8 @@ from worker.crash_points import reached
 MAX_BATCH_BYTES = 512 * 1024
 _TIMEOUT = 30.0
 """Seconds for each step. aiokafka itself waits for ever for a coordinator or a leader that is away."""
+_stopping: set["asyncio.Task[None]"] = set()
+"""The event loop itself holds its tasks weakly."""
 
 
 class Emitter:
@@ -95,7 +97,14 @@ class Emitter:
         return sent
 
     async def stop(self) -> None:
-        """Bounded: `stop()` of a producer with something in flight may hang."""
+        """Bounded, and finished in the background where whoever waits for it is cancelled."""
+        stopping = asyncio.create_task(self._stop())
+        _stopping.add(stopping)
+        stopping.add_done_callback(_stopping.discard)
+        await asyncio.shield(stopping)
+
+    async def _stop(self) -> None:
+        """`stop()` of a producer with something in flight may hang."""
         try:
             async with asyncio.timeout(2):
                 await self._producer.stop()

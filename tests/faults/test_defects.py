@@ -15,6 +15,7 @@ from tests.faults.states import applied_up_to, held, lanes_wait, until
 from tests.system import System
 from worker import app, lane
 from worker.app import Worker
+from worker.emit import Emitter
 from worker.subscriber import Lanes
 
 
@@ -128,3 +129,29 @@ async def test_a_backlog_behind_a_locked_row_pauses_its_partition_and_no_other(
         assert lanes.consumer.paused() == set()
         assert free in lanes.consumer.assignment()
     assert verdicts.updated == 2_000
+
+
+async def test_a_producer_is_thrown_away_though_its_lane_is_revoked_meanwhile(
+    lab: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane that fails cleans up for seconds while a broker is away: a rebalance may well come then."""
+    emitter = Emitter(lab.settings.bootstrap_servers, "group", TopicPartition(lab.updates, 0), 1024**2)
+    await emitter.start()
+    producer = emitter._producer
+    hanging = asyncio.Event()
+
+    async def hang() -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(producer, "stop", hang)
+    stopping = asyncio.create_task(emitter.stop())
+    await hanging.wait()
+    stopping.cancel()
+
+    async def is_gone() -> bool:
+        connected = any(connection.connected() for connection in producer.client._conns.values())
+        return bool(producer._sender.sender_task.done()) and not connected
+
+    await until(is_gone, "its task has ended, its connections are closed", timeout=5)
+    producer._closed = True  # `hang` stood in for what says so
