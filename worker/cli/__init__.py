@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import lanes, migrate, run, settings, stack, topics
+from worker.cli import demo, lanes, migrate, publish, run, settings, stack, topics, watch
 from worker.cli.terminal import err
 from worker.errors import SettingsError, WorkerError
 
@@ -37,10 +37,13 @@ def _root(
 
 
 for command in (
+    demo.demo,
     stack.stack,
     migrate.migrate,
     topics.topics,
     run.run,
+    publish.publish,
+    watch.watch,
     settings.settings,
 ):
     app.command()(command)
