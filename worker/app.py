@@ -68,10 +68,20 @@ class Worker:
         cluster, form = found
         if await self._once_there(lambda: self._look_at_database(cluster)) is None:
             return
-        async with asyncpg.create_pool(
-            settings.dsn, min_size=0, max_size=2, max_inactive_connection_lifetime=30, timeout=10
-        ) as pool:
+        pool = await asyncpg.create_pool(
+            settings.dsn,
+            min_size=0,
+            max_size=2,
+            max_inactive_connection_lifetime=30,
+            timeout=10,
+            command_timeout=60,
+        )
+        try:
             await self._serve(cluster, form, pool)
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2):  # it waits for every session to be given back
+                    await pool.close()
         if self._fault is not None:
             raise self._fault
         log.info("worker stopped")
@@ -88,21 +98,22 @@ class Worker:
 
         lanes = Lanes(build_lane, self.fail)
         broker = await self._once_there(lambda: self._start_broker(lanes))
-        if broker is None:
-            return
-        retention = asyncio.create_task(keep_retention(pool, settings))
-        retention.add_done_callback(self._ended)
-        await self._stop.wait()
-        retention.cancel()
+        if broker is not None:
+            retention = asyncio.create_task(keep_retention(pool, settings))
+            retention.add_done_callback(self._ended)
+            await self._stop.wait()
+            retention.cancel()
+        # stopped while it started, there may be lanes all the same: partitions are assigned before the start has ended
         log.info("worker stops: finishing what is in flight")
         drain_seconds = settings.worker_drain_timeout.total_seconds()
         if not await lanes.drain(timeout=max(0.5, drain_seconds - 5)):
             log.warning(
                 "not everything in flight was answered in time: the next owner of the partitions does it"
             )
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2):
-                await broker.stop()
+        if broker is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    await broker.stop()
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """A task that goes on for ever has ended: cancelled by us, or by a defect."""

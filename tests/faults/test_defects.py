@@ -3,15 +3,17 @@
 import asyncio
 from typing import Any
 
+import asyncpg
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError
+from faststream.kafka import KafkaBroker
 
 from tests.faults.checker import check
 from tests.faults.load import Load
-from tests.faults.states import applied_up_to, held, lanes_wait, until
+from tests.faults.states import applied, applied_up_to, held, lanes_wait, until
 from tests.system import System
 from worker import app, lane
 from worker.app import Worker
@@ -155,3 +157,43 @@ async def test_a_producer_is_thrown_away_though_its_lane_is_revoked_meanwhile(
 
     await until(is_gone, "its task has ended, its connections are closed", timeout=5)
     producer._closed = True  # `hang` stood in for what says so
+
+
+async def test_a_session_that_is_never_given_back_does_not_keep_a_failed_worker_alive(
+    lab: System, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no SIGTERM then, and so no last resort."""
+
+    async def keep_a_session(pool: "asyncpg.Pool[asyncpg.Record]", _: object) -> None:
+        connection = await pool.acquire()
+        await connection.execute("SELECT 1")
+
+    def defect(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(app, "keep_retention", keep_a_session)
+    monkeypatch.setattr(lane, "decode_batch", defect)
+    await load.publish(10)
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        await asyncio.wait_for(Worker(lab.settings).run(), 20)
+
+
+async def test_a_stop_between_the_first_assignment_and_the_end_of_the_start_ends_the_lanes(
+    lab: System, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = KafkaBroker.start
+
+    async def slow_start(broker: KafkaBroker) -> None:
+        await start(broker)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(KafkaBroker, "start", slow_start)
+    await load.publish(100)
+    worker = Worker(lab.settings)
+    running = asyncio.create_task(worker.run())
+    await applied(lab, more=100)
+    worker.stop()
+    await asyncio.wait_for(running, 20)
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("lane ")]
+    rows = await lab.database.fetch("SELECT * FROM measurement_updates.lanes")
+    assert all(row["next_to_apply"] == row["next_to_answer"] for row in rows)
