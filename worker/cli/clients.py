@@ -90,7 +90,7 @@ async def _started(client: AIOKafkaProducer | AIOKafkaConsumer, settings: Settin
             ) from error
         try:
             yield
-        except (KafkaError, OSError) as error:
+        except KafkaError as error:
             raise DependencyAway(f"Kafka at {servers}: {_words(error)}") from error
     finally:
         # With something in flight to a broker that is away it would wait for ever.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +29,7 @@ from worker.database import Connection, close, connect, describe, migrate
 from worker.errors import DependencyAway, Fatal
 from worker.settings import Settings, load_settings
 from worker.stack import Stack, running_stack
-from worker.stack.service import Service
+from worker.stack.service import Service, StackError
 from worker.topics import create_topics
 
 if TYPE_CHECKING:  # imported where it is used: the lab needs more packages than the worker
@@ -38,8 +39,6 @@ if TYPE_CHECKING:  # imported where it is used: the lab needs more packages than
     from worker.lab.measurements import Measurement
     from worker.lab.updates import LabUpdate
 
-_SPREAD_OVER = 6.0
-"""Seconds: the updates come at a pace at which one can watch them."""
 _LOCK = 0x64656D6F  # 'demo': one at a time in a database
 _COMMAND = Path(sys.executable).with_name("measurement-updates")
 
@@ -49,6 +48,9 @@ def demo(
     burst: Annotated[
         int, typer.Option("--burst", min=0, help="So many more at once, to measure the throughput.")
     ] = 2_000,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="Publish them over so many, so that one can watch.")
+    ] = 6.0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep it running afterwards, until Ctrl-C.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
@@ -70,6 +72,7 @@ def demo(
       measurement-updates demo --json | jq .latency_ms
     """
     began = time.monotonic()
+    options = _Options(updates, burst, seconds, keep, json)
     settings = load_settings()
     # Explicitly: a shell starts a background job with SIGINT ignored, and Python leaves it so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -80,7 +83,7 @@ def demo(
     try:
         with running_stack(settings, progress=err) as stack:
             try:
-                summary = asyncio.run(_Demo(settings, stack, updates, burst, keep, json, began).run())
+                summary = asyncio.run(_Demo(settings, stack, options, began).run())
             finally:
                 _ignore_signals()
     except KeyboardInterrupt:
@@ -102,6 +105,15 @@ def _ignore_signals() -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Options:
+    updates: int
+    burst: int
+    seconds: float
+    keep: bool
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Result:
     """What there is to report."""
 
@@ -116,9 +128,7 @@ class _Result:
 
 
 class _Demo:
-    def __init__(
-        self, settings: Settings, stack: Stack, updates: int, burst: int, keep: bool, json: bool, began: float
-    ) -> None:
+    def __init__(self, settings: Settings, stack: Stack, options: _Options, began: float) -> None:
         # Names of its own in what may be somebody else's, and new ones each time: what an interrupted run left
         # behind isn't in the way of the next.
         self._run = secrets.token_hex(4)
@@ -136,10 +146,7 @@ class _Demo:
             }
         )
         self._stack = stack
-        self._updates = updates
-        self._burst = burst
-        self._keep = keep
-        self._json = json
+        self._options = options
         self._began = began
 
     async def run(self) -> dict[str, Any]:
@@ -153,7 +160,7 @@ class _Demo:
             ) from None
         rows = measurements()
         names = {row.id: row.name for row in rows}
-        console = err if self._json else out
+        console = err if self._options.json else out
         screen = LiveScreen(console, names) if console.is_terminal else Screen(console, names)
 
         settings, stack = self._settings, self._stack
@@ -169,7 +176,9 @@ class _Demo:
                 await create_topics(settings)
                 await seed_measurements(database, rows)
                 screen.stage(f"Lab: {_contents(rows)}")
-                with _Worker(settings) as worker:
+                with closing(_Worker(settings)) as worker:
+                    worker.launch()
+                    await worker.ready()
                     screen.stage(f"Worker: measurement-updates run, {settings.worker_partitions} partitions")
                     try:
                         return await self._watched(screen, worker, database, rows)
@@ -193,25 +202,25 @@ class _Demo:
         from worker.lab.updates import INTEGRATIONS, burst, lab_updates
 
         settings = self._settings
-        updates = lab_updates(self._updates, run=self._run)
+        updates = lab_updates(self._options.updates, run=self._run)
         topics = [settings.worker_updated_topic, settings.worker_rejected_topic]
         rush: Day | None = None
         async with update_producer(settings) as producer, answer_consumer(settings, topics) as consumer:
             screen.stage(
                 f"{len(updates):,} updates of {', '.join(one.name for one in INTEGRATIONS)}"
-                f" over {_SPREAD_OVER:.0f} s"
+                f" over {self._options.seconds:g} s"
             )
             with screen.showing():
-                pace = len(updates) / _SPREAD_OVER
+                pace = len(updates) / self._options.seconds
                 day = await run_day(updates, settings, producer, consumer, database, screen, per_second=pace)
             screen.shown(day)
             late = next(update for update in day.updates if update.repairs is not None)
             row = next(row for row in rows if row.id.encode() == late.message.key)
             entries = await history(database, row.id, row.patchable())
-            if self._burst:
-                screen.stage(f"{self._burst:,} more at once")
+            if self._options.burst:
+                screen.stage(f"{self._options.burst:,} more at once")
                 with screen.showing():
-                    more = burst(self._burst, run=self._run)
+                    more = burst(self._options.burst, run=self._run)
                     rush = await run_day(
                         more, settings, producer, consumer, database, screen, per_second=None
                     )
@@ -249,8 +258,8 @@ class _Demo:
             "history": {"measurement_id": row.id, "updates": len(result.entries)},
             "seconds": round(seconds, 1),
         }
-        if self._json:
-            if not self._keep:
+        if self._options.json:
+            if not self._options.keep:
                 mismatches += _end(worker)
             print(orjson.dumps({**summary, "mismatches": mismatches}).decode(), flush=True)
         else:
@@ -258,11 +267,11 @@ class _Demo:
             assert result.late.identity is not None
             report.show_history(out, row.name, row.id, result.entries, result.late.identity[1])
             report.show_summary(out, day, rush, seconds)
-        if self._keep:
+        if self._options.keep:
             await self._kept(screen, worker, row.id)
         if worker.pid is not None:
             mismatches += _end(worker)
-        if not self._json and not self._keep:
+        if not self._options.json and not self._options.keep:
             self._say_next(screen)
         return {**summary, "mismatches": mismatches}
 
@@ -426,6 +435,15 @@ class _Worker(Service):
         process: subprocess.Popen[bytes] | None = self._process
         super().stop()
         self.exit_code = None if process is None else process.returncode
+
+    async def ready(self) -> None:
+        """Not `wait_ready`, which blocks: Ctrl-C counts here too. Raises StackError."""
+        deadline = time.monotonic() + self.ready_within
+        while not await self._answers():
+            if self.pid is None or time.monotonic() > deadline:
+                ended = "has ended" if self.pid is None else f"isn't ready after {self.ready_within:.0f} s"
+                raise StackError(f"the worker {ended}; its log:\n{self.log_tail()}")
+            await asyncio.sleep(0.1)
 
     async def _answers(self) -> bool:
         """Has it taken all partitions over?"""

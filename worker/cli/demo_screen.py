@@ -69,12 +69,13 @@ class Screen:
     def _line(self, update: LabUpdate | None, answer: Answer) -> Text:
         """One answer: from whom, about what, what became of it."""
         origin, about = ("?", "?") if update is None else (update.integration, update.about)
-        line = Text.assemble("  ", (f"{origin:<9}", "cyan"), f"{about:<33.33} ")
+        line = Text.assemble("  ", (f"{origin:<9}", "cyan"))
         if isinstance(answer, UpdateRejected):
-            return line.append(f"rejected {answer.code}", "red")
+            return line.append(f"rejected {answer.code}: ", "red").append(about)
         name = self._names.get(answer.measurement_id, answer.measurement_id)
         changed = ", ".join(answer.changed) or "nothing changed"
-        return line.append(f"{printable(name)} ", "bold").append(f"r{answer.revision} {changed}", "green")
+        line.append(f"{printable(name)} ", "bold").append(f"r{answer.revision} {changed}", "green")
+        return line.append(f"  {about}", "dim")
 
 
 class LiveScreen(Screen):
