@@ -1,5 +1,6 @@
 """One decision for ever: rewinds, lost group offsets, restored and fresh databases, other batch sizes."""
 
+import asyncio
 import contextlib
 import dataclasses
 import random
@@ -337,6 +338,61 @@ async def test_batch_boundaries_make_no_difference(lab: System, stack: Stack, mi
     assert len(first[0]) > 40
     for other in outcomes[1:]:
         assert other == first
+
+
+async def test_answers_through_two_partitions_follow_their_predecessors_also_when_sent_again(
+    lab: System,
+) -> None:
+    """Each stored answer names the measurement's answer before it: they come out in that order, `{}` and late ones too."""
+    for id in ("m-1", "m-2"):
+        await lab.seed(id)
+    chance = random.Random(11)
+
+    async def publish(count: int) -> None:
+        sent = [
+            await lab.producer.send(
+                lab.updates,
+                key=chance.choice([b"m-1", b"m-2"]),
+                value=chance.choice([b"{}", b'{"notes":"%d"}' % number, b'{"name":"n %d"}' % (number % 3)]),
+                partition=chance.randrange(2),
+            )
+            for number in range(count)
+        ]
+        await asyncio.gather(*sent)
+
+    await publish(40)
+    async with lab.worker(worker_batch_records=3):
+        await publish(40)
+        answers = await lab.answers()
+    predecessors = {
+        (row["partition"], row["log_offset"]): None
+        if row["previous"] is None
+        else (row["previous"], row["previous_offset"])
+        for row in await lab.database.fetch(
+            """SELECT lanes.partition, log_offset, previous.partition AS previous, previous_offset
+               FROM measurement_updates.applied_updates JOIN measurement_updates.lanes USING (lane)
+               LEFT JOIN measurement_updates.lanes previous ON previous.lane = previous_lane"""
+        )
+    }
+    assert len(answers) == len(predecessors) == 80
+
+    def assert_in_order(answers: Sequence[Answer]) -> None:
+        for key in (b"m-1", b"m-2"):
+            mine = [answer for answer in answers if answer.key == key]
+            assert len({answer.partition for answer in mine}) == 1
+            chain = [None, *(answer.place for answer in mine)]
+            assert [predecessors[answer.place] for answer in mine] == chain[:-1]
+            assert [answer.revision for answer in mine] == sorted(answer.revision for answer in mine)
+
+    assert_in_order(answers)
+    await lab.rewind()
+    async with lab.worker():
+        again = await new_answers(lab, answers)
+    assert_in_order(again)
+    for key in (b"m-1", b"m-2"):
+        assert on_the_wire([a for a in again if a.key == key]) == on_the_wire(
+            [a for a in answers if a.key == key]
+        )
 
 
 async def test_aborted_records_and_markers_are_passed_over(lab: System) -> None:
