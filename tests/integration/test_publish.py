@@ -152,7 +152,7 @@ async def test_a_dry_run_needs_no_broker(lab: System) -> None:
     arguments = ("-", "--format", "jsonl", "--dry-run")
     code, out, _ = await publish(lab, *arguments, stdin=row, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
     assert code == 0
-    assert "1 updates of 1 measurements, all right" in out
+    assert "1 update of 1 measurement, all right" in out
 
 
 async def test_a_broker_that_is_away_is_named_and_running_again_called_safe(lab: System) -> None:

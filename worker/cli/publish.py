@@ -127,7 +127,7 @@ def publish(
             _say_json(summary, json)
             if not json:
                 out.print(
-                    f"{file}: {checked.rows:,} updates of {len(checked.measurements):,} measurements, all right"
+                    f"{file}: {_count(checked.rows, 'update')} of {_count(len(checked.measurements), 'measurement')}, all right"
                 )
             return
         opened.seek(0)
@@ -156,7 +156,7 @@ def publish(
         )
     if not json:
         out.print(
-            f"published {sending.acknowledged:,} updates of {len(checked.measurements):,} measurements to"
+            f"published {_count(sending.acknowledged, 'update')} of {_count(len(checked.measurements), 'measurement')} to"
             f" {settings.worker_updates_topic} in {sending.seconds:.1f} s ({summary['per_second']:,}/s)"
         )
 
@@ -316,6 +316,10 @@ def _progress(what: str, total: int | None) -> Iterator[Any]:
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _say_json(summary: dict[str, Any], wanted: bool) -> None:

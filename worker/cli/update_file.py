@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from typing import IO, Any, Literal
 
 from contracts.cloudevents import Message, bare_update, binary_update, structured_update
@@ -97,15 +98,11 @@ _NUMBERS = {("protocol", "ambient_temperature_degc"), ("test_setup", "channel_nu
 
 def _csv(file: IO[bytes]) -> Iterator[Row]:
     csv.field_size_limit(64 * 1024**2)
-    lines = _Lines(file)
-    header = lines.first()
-    delimiter = max(",;\t", key=header.count)
+    header = file.readline().removeprefix(b"\xef\xbb\xbf")
+    delimiter = max(",;\t", key=header.decode("utf-8", "replace").count)
+    lines = (line.decode() for line in chain([header], file))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    columns = next(reader, [])
-    paths = [_path(column.strip()) for column in columns]
-    if faults := _header_faults(columns):
-        yield Row(1, readable=False, violations=faults)
-        return
+    paths: list[_Path] | None = None
     while True:
         begins = reader.line_num + 1
         try:
@@ -115,48 +112,21 @@ def _csv(file: IO[bytes]) -> Iterator[Row]:
             return
         except UnicodeDecodeError as error:
             found = f"byte 0x{error.object[error.start]:02x}"
-            yield Row(
-                begins, readable=False, violations=[Violation("$", "UTF-8 (save the file as UTF-8)", found)]
-            )
+            fault = Violation("$", "UTF-8 (save the file as UTF-8)", found)
+            yield Row(begins, readable=False, violations=[fault])
             return
         if cells is None:
             return
-        if not any(cells):
-            continue
-        if len(cells) != len(columns):
-            expected = f"{len(columns)} cells, as the header has"
+        if paths is None:
+            if faults := _header_faults([cell.strip() for cell in cells]):
+                yield Row(begins, readable=False, violations=faults)
+                return
+            paths = [_path(cell.strip()) for cell in cells]
+        elif len(cells) != len(paths) and any(cells):
+            expected = f"{len(paths)} cells, as the header has"
             yield Row(begins, readable=False, violations=[Violation("$", expected, len(cells))])
-            continue
-        yield _csv_row(begins, paths, cells)
-
-
-class _Lines:
-    """Lines as text; the first one can be looked at before. UTF-8, with or without byte-order mark."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._first: str | None = None
-        self._ready: list[str] = []
-
-    def first(self) -> str:
-        try:
-            line = next(self, "")
-        except UnicodeDecodeError:
-            return ""  # said when the reader comes to it
-        self._ready.append(line)
-        return line
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        if self._ready:
-            return self._ready.pop()
-        line = next(self._file)
-        if self._first is None:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-            self._first = ""
-        return line.decode()
+        elif any(cells):
+            yield _csv_row(begins, paths, cells)
 
 
 _Path = tuple[str, ...]
@@ -171,25 +141,26 @@ def _path(column: str) -> _Path:
     return (head, rest) if rest else (head,)
 
 
-def _header_faults(columns: list[str]) -> list[Violation]:
-    names = [column.strip() for column in columns]
+def _header_faults(names: list[str]) -> list[Violation]:
     faults = []
     if "measurement_id" not in names:
         faults.append(Violation("header", "a column measurement_id", shortened(", ".join(names))))
-    for name in names:
+    for name in dict.fromkeys(names):
+        head, *rest = path = _path(name)
         if names.count(name) > 1:
             faults.append(Violation("header", "each column once", f"{name} {names.count(name)} times"))
-            break
-    for name in names:
-        head, *rest = _path(name)
-        if name == "measurement_id" or (name in ATTRIBUTES) or (head in _FIELDS and not rest):
+        elif name == "measurement_id" or name in ATTRIBUTES or (path[0] in _FIELDS and not rest):
             continue
-        if head in ("protocol", "test_setup", "properties") and all(rest):
-            if head in names:
-                faults.append(Violation("header", f"either {head} or {head}.…, not both", name))
-            continue
-        expected = f"measurement_id, {', '.join(ATTRIBUTES)}, {', '.join(_FIELDS)}, protocol.…, test_setup.… or properties.…"
-        faults.append(Violation("header", expected, shortened(name)))
+        elif head not in ("protocol", "test_setup", "properties") or not all(rest):
+            expected = (
+                f"measurement_id, {', '.join(ATTRIBUTES)}, {', '.join(_FIELDS)},"
+                " protocol.…, test_setup.… or properties.…"
+            )
+            faults.append(Violation("header", expected, shortened(name)))
+        elif head in names:
+            faults.append(Violation("header", f"either {head} or {head}.…, not both", name))
+        elif len(path) == 3 and f"{head}.{path[1]}" in names:
+            faults.append(Violation("header", "either a value or .value and .unit, not both", name))
     return faults
 
 
@@ -206,12 +177,7 @@ def _csv_row(line: int, paths: list[_Path], cells: list[str]) -> Row:
             place = row.patch
             for step in path[:-1]:
                 place = place.setdefault(step, {})
-                if place is None or type(place) is not dict:  # properties.a beside properties.a.value
-                    expected = "either a value or .value and .unit, not both"
-                    row.violations.append(Violation("$." + ".".join(path), expected, cell))
-                    break
-            else:
-                place[path[-1]] = _cell(path, cell)
+            place[path[-1]] = _cell(path, cell)
     properties = row.patch.get("properties")
     if type(properties) is dict:
         for quantity in properties.values():
