@@ -35,7 +35,7 @@ class Load:
         self.count += count
         return await asyncio.wait_for(asyncio.gather(*pending), 60)
 
-    async def keep_publishing(self, until: asyncio.Event, at_once: int = 50, pause: float = 0.02) -> None:
+    async def keep_publishing(self, until: asyncio.Event, at_once: int = 25, pause: float = 0.05) -> None:
         """A steady stream until `until` is set."""
         while not until.is_set():
             await self.publish(at_once)

@@ -24,14 +24,14 @@ async def test_workers_that_join_and_leave_under_load_lose_nothing_and_double_no
     over = asyncio.Event()
     publishing = asyncio.create_task(load.keep_publishing(over))
     with lab.process() as first:
-        await applied(lab, more=200)
+        await applied(lab, more=100)
         with lab.process() as second, lab.process() as third:
             await shared(lab)
-            await applied(lab, more=200)
+            await applied(lab, more=100)
             await stops(first)
-            await applied(lab, more=200)
+            await applied(lab, more=100)
             second.kill()
-            await applied(lab, more=200)
+            await applied(lab, more=100)
             over.set()
             await publishing
             verdicts = await check(lab)

@@ -18,7 +18,7 @@ async def test_sessions_that_are_ended_and_statements_that_are_cancelled_lose_no
     publishing = asyncio.create_task(load.keep_publishing(over))
     with lab.process(log.file):
         for _ in range(3):
-            await applied(lab, more=150)
+            await applied(lab, more=100)
             await lab.database.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND pid <> pg_backend_pid()"
