@@ -54,7 +54,7 @@ def publish(
         str | None,
         typer.Option(
             "--batch",
-            help="Part of the event ids: the same rows in another batch are new updates. Default: the file's name.",
+            help="Part of the event ids: in another batch the same rows are new updates. Default: the file's name (-).",
             show_default=False,
         ),
     ] = None,
@@ -126,9 +126,8 @@ def publish(
         if dry_run:
             _say_json(summary, json)
             if not json:
-                out.print(
-                    f"{file}: {_count(checked.rows, 'update')} of {_count(len(checked.measurements), 'measurement')}, all right"
-                )
+                measurements = _count(len(checked.measurements), "measurement")
+                out.print(f"{file}: {_count(checked.rows, 'update')} of {measurements}, all right")
             return
         opened.seek(0)
         sending = _Sending(settings, opened, kind, rules, checked.rows)
