@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 from aiokafka import TopicPartition
+from aiokafka.errors import OffsetOutOfRangeError
 
 from worker.consumer import LogConsumer
 from worker.errors import DependencyAway, Superseded
@@ -42,7 +43,10 @@ class InputLog:
         return offset
 
     async def record_at(self, tp: TopicPartition, offset: int) -> Record | None:
-        """The record at this offset; None where another one stands there or the log ends before it."""
+        """The record at this offset; None where another one stands there or the log ends before it.
+
+        Raises KafkaError, TimeoutError: that it can't be read now doesn't make it another one.
+        """
         consumer = LogConsumer(
             bootstrap_servers=self._bootstrap_servers,
             auto_offset_reset="none",
@@ -56,8 +60,10 @@ class InputLog:
                 consumer.seek(tp, offset)
                 while True:
                     for fetched in (await consumer.getmany()).get(tp, []):
-                        if fetched.error is not None:
+                        if isinstance(fetched.error, OffsetOutOfRangeError):
                             return None
+                        if fetched.error is not None:
+                            raise fetched.error
                         for record in fetched.records:
                             return record if record.offset == offset else None
                         if fetched.next_offset > offset:
