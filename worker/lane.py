@@ -16,7 +16,7 @@ from aiokafka import TopicPartition
 from worker.answer import Answer
 from worker.apply import Batch
 from worker.consumer import Fetched
-from worker.errors import Fatal, LaneStopped, Superseded, WorkerError
+from worker.errors import DependencyAway, Fatal, LaneStopped, Superseded, WorkerError
 from worker.inbox import Inbox
 from worker.pipeline import Decided, apply_batch, decode_batch
 from worker.retry import as_worker_error, backoff
@@ -66,8 +66,7 @@ class Lane:
         waits = backoff()
         while not self._draining.is_set():
             try:
-                async with take_over(self.tp, self._parts, self._emit_in_order) as taken:
-                    await self._work(taken)
+                await _uncancelled(self._own())
             except Exception as error:
                 # not where it was revoked (CancelledError): its successor in this process may be reading already
                 self._inbox = None
@@ -79,6 +78,10 @@ class Lane:
                 self._say("stopped" if isinstance(known, LaneStopped) else "waiting", str(known))
                 await _first_of(self._draining.wait(), asyncio.sleep(seconds))
         self._say("given_up")
+
+    async def _own(self) -> None:
+        async with take_over(self.tp, self._parts, self._emit_in_order) as taken:
+            await self._work(taken)
 
     def drain(self) -> None:
         """Finish what is being decided, answer it, and end."""
@@ -104,8 +107,8 @@ class Lane:
             self._say("running", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
         outbox: asyncio.Queue[Decided | None] = asyncio.Queue(_MAX_UNANSWERED_BATCHES)
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._decide(taken, inbox, outbox))
-            loops.create_task(self._answer(taken, outbox))
+            loops.create_task(_uncancelled(self._decide(taken, inbox, outbox)))
+            loops.create_task(_uncancelled(self._answer(taken, outbox)))
         await self._note_answered(taken)
 
     async def _decide(self, taken: TakenOver, inbox: Inbox, outbox: "asyncio.Queue[Decided | None]") -> None:
@@ -201,6 +204,20 @@ class Lane:
             getattr(self._log, level)(
                 f"lane {state.replace('_', ' ')}", **({"why": why} if why else {}), **facts
             )
+
+
+async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
+    """A CancelledError that nobody asked this task for (a library cancelled a future of its own) is an error like others.
+
+    Left alone it ends a task without a word, and a task group waits for the other one for ever.
+    """
+    try:
+        await work
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise DependencyAway("a library has cancelled what it was doing") from None
 
 
 def _worth_another_try(error: Exception) -> WorkerError:

@@ -18,6 +18,7 @@ from tests.system import System
 from worker import app, lane
 from worker.app import Worker
 from worker.emit import Emitter
+from worker.pipeline import decode_batch
 from worker.subscriber import Lanes
 
 
@@ -31,6 +32,24 @@ async def test_a_defect_in_a_lane_stops_the_worker_with_it(
     await load.publish(10)
     with pytest.raises(ZeroDivisionError, match="a defect"):
         await asyncio.wait_for(Worker(lab.settings).run(), 20)
+
+
+async def test_a_cancellation_that_nobody_asked_for_does_not_end_a_lane_without_a_word(
+    lab: System, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library may cancel its own futures; a task group takes a child's CancelledError for our wish."""
+    whole, times = decode_batch, iter([True])
+
+    def cancelled_once(*batch: Any) -> Any:
+        if next(times, False):
+            raise asyncio.CancelledError
+        return whole(*batch)
+
+    monkeypatch.setattr(lane, "decode_batch", cancelled_once)
+    await load.publish(100)
+    async with lab.worker():
+        verdicts = await check(lab)
+    assert verdicts.total == load.count
 
 
 async def test_a_consumer_whose_fetching_has_died_stops_the_worker(
