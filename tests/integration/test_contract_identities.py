@@ -148,6 +148,20 @@ async def test_a_rejected_event_is_not_remembered_and_is_judged_anew(lab: System
         assert await lab.verdicts(*again) == ["1 notes", "1 properties", "2 notes", "3 notes"]
 
 
+async def test_a_rejected_event_is_not_remembered_within_its_batch_either(lab: System) -> None:
+    await lab.seed("m-1")
+    records = [
+        await lab.update("m-1", {"notes": "a"}, id="e-1", ce_expectedrevision="1"),
+        await lab.update("m-1", {"notes": "b"}, id="e-2"),
+        await lab.update("m-1", {"notes": "a"}, id="e-1", ce_expectedrevision="1"),
+        await lab.update("m-1", {"properties": {}}, id="e-3"),
+        await lab.update("m-1", {"notes": "c"}, id="e-3"),
+    ]
+    async with lab.worker():
+        verdicts = await lab.verdicts(*records)
+    assert verdicts == ["revision_conflict", "1 notes", "2 notes", "properties_not_allowed", "3 notes"]
+
+
 async def test_an_identity_counts_for_its_retention_and_no_longer(lab: System) -> None:
     await lab.seed("m-1")
     retention = timedelta(milliseconds=700)

@@ -429,6 +429,7 @@ async def test_the_database_leads_where_the_log_is_another_one(lab: System) -> N
     await lab.database.execute(
         "UPDATE measurement_updates.lanes SET last_digest = 'x' WHERE partition = $1", sent.partition
     )
+    await lab.publish("m-1", {"notes": "b"})
     with capture_logs() as logs:
         async with lab.worker():
 
@@ -439,7 +440,6 @@ async def test_the_database_leads_where_the_log_is_another_one(lab: System) -> N
                 )
 
             await until(stopped, "the lane has stopped")
-            await lab.publish("m-1", {"notes": "b"})
     [why] = {entry["why"] for entry in logs if entry["event"] == "lane stopped"}
     assert f"record {lab.updates}/{sent.partition}/{sent.offset} is another one" in why
     assert f"lanes restart {lab.updates}/{sent.partition} --why" in why
