@@ -14,8 +14,9 @@ from contracts.json_values import NotJson, read_json
 from contracts.patch import CellMeasurementPatch
 from worker.decode import decode
 from worker.lab import protocols
+from worker.lab.exports import INTEGRATIONS
 from worker.lab.measurements import ORGANIZATIONS, measurements
-from worker.lab.updates import FEWEST, INTEGRATIONS, LabUpdate, burst, lab_updates
+from worker.lab.updates import FEWEST, LabUpdate, burst, lab_updates
 from worker.record import DecodeLimits, Rejection
 
 UPDATES = lab_updates(400)

@@ -6,30 +6,26 @@ import secrets
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import asyncpg
 import orjson
 import typer
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from pydantic import SecretStr
 
 from contracts.cloudevents import MeasurementUpdated
 from worker.cli.clients import answer_consumer, update_producer
+from worker.cli.demo_shared import clean_up, look_at_database
+from worker.cli.demo_worker import COMMAND, DemoWorker, end, variables
 from worker.cli.terminal import err, fail, out
 from worker.database import Connection, close, connect, describe, migrate
 from worker.errors import DependencyAway, Fatal
 from worker.settings import Settings, load_settings
 from worker.stack import Stack, running_stack
-from worker.stack.service import Service, StackError
 from worker.topics import create_topics
 
 if TYPE_CHECKING:  # imported where it is used: the lab needs more packages than the worker
@@ -38,9 +34,6 @@ if TYPE_CHECKING:  # imported where it is used: the lab needs more packages than
     from worker.lab.history import Entry
     from worker.lab.measurements import Measurement
     from worker.lab.updates import LabUpdate
-
-_LOCK = 0x64656D6F  # 'demo': one at a time in a database
-_COMMAND = Path(sys.executable).with_name("measurement-updates")
 
 
 def demo(
@@ -166,7 +159,8 @@ class _Demo:
         settings, stack = self._settings, self._stack
         database = await connect(settings.dsn, application="measurement-updates demo")
         try:
-            await self._look_at_database(database, rows)
+            if stack.postgres_origin == "settings":
+                await look_at_database(database, rows)
             screen.stage(
                 f"Kafka ({stack.kafka_origin}) and Postgres ({stack.postgres_origin}):"
                 f" up after {time.monotonic() - self._began:.1f} s"
@@ -176,30 +170,28 @@ class _Demo:
                 await create_topics(settings)
                 await seed_measurements(database, rows)
                 screen.stage(f"Lab: {_contents(rows)}")
-                with closing(_Worker(settings)) as worker:
+                with closing(DemoWorker(settings)) as worker:
                     worker.launch()
                     await worker.ready()
                     screen.stage(f"Worker: measurement-updates run, {settings.worker_partitions} partitions")
                     try:
                         return await self._watched(screen, worker, database, rows)
-                    except BaseException:
-                        if worker.pid is None:
-                            err.print(f"the worker has ended; its log:\n{worker.log_tail()}", markup=False)
-                        raise
                     finally:
                         _ignore_signals()
             finally:
                 _ignore_signals()
-                await self._clean_up(database, rows, screen)
+                if left := await clean_up(stack, settings, database, rows):
+                    screen.print(f"\nLeft behind: {'; '.join(left)}.")
         finally:
             await close(database)
 
     async def _watched(
-        self, screen: "Screen", worker: "_Worker", database: Connection, rows: "list[Measurement]"
+        self, screen: "Screen", worker: DemoWorker, database: Connection, rows: "list[Measurement]"
     ) -> dict[str, Any]:
         from worker.lab.day import run_day
+        from worker.lab.exports import INTEGRATIONS
         from worker.lab.history import history
-        from worker.lab.updates import INTEGRATIONS, burst, lab_updates
+        from worker.lab.updates import burst, lab_updates
 
         settings = self._settings
         updates = lab_updates(self._options.updates, run=self._run)
@@ -212,7 +204,9 @@ class _Demo:
             )
             with screen.showing():
                 pace = len(updates) / self._options.seconds
-                day = await run_day(updates, settings, producer, consumer, database, screen, per_second=pace)
+                day = await run_day(
+                    updates, settings, producer, consumer, database, screen, worker.check, per_second=pace
+                )
             screen.shown(day)
             late = next(update for update in day.updates if update.repairs is not None)
             row = next(row for row in rows if row.id.encode() == late.message.key)
@@ -222,14 +216,14 @@ class _Demo:
                 with screen.showing():
                     more = burst(self._options.burst, run=self._run)
                     rush = await run_day(
-                        more, settings, producer, consumer, database, screen, per_second=None
+                        more, settings, producer, consumer, database, screen, worker.check, per_second=None
                     )
                 screen.shown(rush)
         mismatches = day.mismatches() + (rush.mismatches() if rush else [])
         mismatches += await _rows_that_differ(database, day, rush)
         return await self._reported(screen, worker, _Result(day, rush, row, late, entries, mismatches))
 
-    async def _reported(self, screen: "Screen", worker: "_Worker", result: "_Result") -> dict[str, Any]:
+    async def _reported(self, screen: "Screen", worker: DemoWorker, result: "_Result") -> dict[str, Any]:
         from worker.cli import demo_screen as report
 
         day, rush, row = result.day, result.rush, result.row
@@ -260,7 +254,7 @@ class _Demo:
         }
         if self._options.json:
             if not self._options.keep:
-                mismatches += _end(worker)
+                mismatches += end(worker)
             print(orjson.dumps({**summary, "mismatches": mismatches}).decode(), flush=True)
         else:
             report.show_rejections(out, day)
@@ -270,7 +264,7 @@ class _Demo:
         if self._options.keep:
             await self._kept(screen, worker, row.id)
         if worker.pid is not None:
-            mismatches += _end(worker)
+            mismatches += end(worker)
         if not self._options.json and not self._options.keep:
             self._say_next(screen)
         return {**summary, "mismatches": mismatches}
@@ -285,11 +279,11 @@ class _Demo:
         ):
             screen.print(f"  measurement-updates {command:<19} {meaning}")
 
-    async def _kept(self, screen: "Screen", worker: "_Worker", measurement_id: str) -> None:
+    async def _kept(self, screen: "Screen", worker: DemoWorker, measurement_id: str) -> None:
         """Until Ctrl-C, or the worker's end."""
         command = "measurement-updates" if _is_on_path() else _called()
         screen.stage("\nIt goes on running. In another terminal:")
-        for name, value in _variables(self._settings).items():
+        for name, value in variables(self._settings).items():
             if name in ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL") or "demo-" in value:
                 screen.print(f"export {name}={shlex.quote(value)}")
         update = orjson.dumps({"measurement_id": measurement_id, "notes": "vented at 45 °C"}).decode()
@@ -306,85 +300,7 @@ class _Demo:
                 await asyncio.sleep(0.2)
         except asyncio.CancelledError:
             return  # the end that was announced, no failure
-        raise Fatal(f"the worker has ended; its log:\n{worker.log_tail()}")
-
-    # In somebody else's Kafka or Postgres -------------------------------------------------------------------
-
-    async def _look_at_database(self, database: Connection, rows: "list[Measurement]") -> None:
-        """Refuse what isn't ours to write to. Raises Fatal."""
-        if self._stack.postgres_origin != "settings":
-            return
-        refusal = (
-            "the demo doesn't write there. Name an empty database, or unset DATABASE_URL for one of its own"
-        )
-        if not await database.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
-            raise Fatal("another demo is running in the database of DATABASE_URL: wait for its end")
-        sessions = await database.fetchval(
-            """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-               AND pid <> pg_backend_pid() AND application_name LIKE 'measurement-updates%'"""
-        )
-        if sessions:
-            raise Fatal(f"a worker is connected to the database of DATABASE_URL: {refusal}")
-        if await database.fetchval("SELECT to_regclass('cell_measurements') IS NOT NULL"):
-            from worker.lab.measurements import foreign_measurements
-
-            foreign = await foreign_measurements(database, rows)
-            if foreign:
-                raise Fatal(
-                    f"cell_measurements in the database of DATABASE_URL holds {foreign:,} measurements that aren't"
-                    f" the demo's: {refusal}"
-                )
-        if await database.fetchval("SELECT to_regclass('measurement_updates.lanes') IS NOT NULL"):
-            topic = await database.fetchval(
-                """SELECT topic FROM measurement_updates.lanes
-                   WHERE retired_at IS NULL AND topic !~ '^demo-[0-9a-f]{8}-' LIMIT 1"""
-            )
-            if topic is not None:
-                raise Fatal(f"the database of DATABASE_URL follows the topic {topic}: {refusal}")
-
-    async def _clean_up(self, database: Connection, rows: "list[Measurement]", screen: "Screen") -> None:
-        """Take out of shared servers what this run put there; bounded, and best effort: something failed already,
-        or the report is out."""
-        from worker.lab.measurements import remove_measurements
-
-        settings, left = self._settings, []
-        if self._stack.postgres_origin == "settings":
-            try:
-                async with asyncio.timeout(10):
-                    await remove_measurements(database, rows)
-                    await _forget_lanes(database, settings.worker_updates_topic)
-                left.append("in Postgres the schema measurement_updates and an empty table cell_measurements")
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                left.append(f"in Postgres the demo's measurements and its bookkeeping ({describe(error)})")
-        if self._stack.kafka_origin == "settings":
-            names = [
-                settings.worker_updates_topic, settings.worker_updated_topic, settings.worker_rejected_topic,
-            ]  # fmt: skip
-            try:
-                async with asyncio.timeout(10):
-                    await _delete_topics(settings.bootstrap_servers, names)
-                left.append(f"in Kafka the offsets of the group {settings.worker_group}, which expire")
-            except (OSError, TimeoutError, KafkaError) as error:
-                left.append(f"in Kafka the topics {', '.join(names)} ({error or type(error).__name__})")
-        if left:
-            screen.print(f"\nLeft behind: {'; '.join(left)}.")
-
-
-async def _forget_lanes(database: Connection, topic: str) -> None:
-    async with database.transaction():
-        lanes = "(SELECT lane FROM measurement_updates.lanes WHERE topic = $1)"
-        for table in ("applied_updates", "rejected_updates", "lane_decisions", "lanes"):
-            await database.execute(f"DELETE FROM measurement_updates.{table} WHERE lane IN {lanes}", topic)
-
-
-async def _delete_topics(bootstrap_servers: str, names: list[str]) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await admin.start()
-    try:
-        present = set(await admin.list_topics())
-        await admin.delete_topics([name for name in names if name in present])
-    finally:
-        await admin.close()
+        worker.check()
 
 
 async def _rows_that_differ(database: Connection, day: "Day", rush: "Day | None") -> list[str]:
@@ -409,85 +325,12 @@ async def _rows_that_differ(database: Connection, day: "Day", rush: "Day | None"
     return found
 
 
-# The worker, as users run it --------------------------------------------------------------------------------
-
-
-class _Worker(Service):
-    """`measurement-updates run` in a process of its own; it ends when the demo does, whatever ends that."""
-
-    name = "the worker"
-    crash_signal = signal.SIGTERM
-    stops_within = 25.0
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__()
-        self._settings = settings
-        self.exit_code: int | None = None
-
-    def launch(self) -> None:
-        command = [str(_COMMAND)]
-        if not _COMMAND.exists():  # installed in some other way
-            command = [sys.executable, "-c", "from worker.cli import main; main()"]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
-        self._spawn([*command, "run"], env={**inherited, **_variables(self._settings)})
-
-    def stop(self) -> None:
-        process: subprocess.Popen[bytes] | None = self._process
-        super().stop()
-        self.exit_code = None if process is None else process.returncode
-
-    async def ready(self) -> None:
-        """Not `wait_ready`, which blocks: Ctrl-C counts here too. Raises StackError."""
-        deadline = time.monotonic() + self.ready_within
-        while not await self._answers():
-            if self.pid is None or time.monotonic() > deadline:
-                ended = "has ended" if self.pid is None else f"isn't ready after {self.ready_within:.0f} s"
-                raise StackError(f"the worker {ended}; its log:\n{self.log_tail()}")
-            await asyncio.sleep(0.1)
-
-    async def _answers(self) -> bool:
-        """Has it taken all partitions over?"""
-        connection = await connect(self._settings.dsn, application="measurement-updates demo")
-        try:
-            taken = await connection.fetchval(
-                """SELECT count(*) FROM measurement_updates.lanes
-                   WHERE topic = $1 AND retired_at IS NULL AND epoch > 0""",
-                self._settings.worker_updates_topic,
-            )
-        finally:
-            await close(connection)
-        return int(taken) >= self._settings.worker_partitions
-
-
-def _end(worker: _Worker) -> list[str]:
-    worker.stop()
-    if worker.exit_code == 0:
-        return []
-    return [
-        f"the worker: expected exit code 0 after SIGTERM, found {worker.exit_code}; its log:\n{worker.log_tail()}"
-    ]
-
-
-def _variables(settings: Settings) -> dict[str, str]:
-    """What is set, as environment variables: a file .env isn't read by a process that runs elsewhere."""
-    variables = {}
-    for name in sorted(settings.model_fields_set):
-        value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            value = value.get_secret_value()
-        elif isinstance(value, timedelta):
-            value = f"{value.total_seconds()}s"
-        if value is not None:
-            variables[name.upper()] = str(value)
-    return variables
-
-
 def _is_on_path() -> bool:
     return shutil.which("measurement-updates") is not None
 
 
 def _called() -> str:
-    return os.path.relpath(_COMMAND)
+    return os.path.relpath(COMMAND)
 
 
 def _contents(rows: "list[Measurement]") -> str:

@@ -15,8 +15,9 @@ from rich.text import Text
 from contracts.cloudevents import MeasurementUpdated, UpdateRejected
 from worker.cli.watch import printable
 from worker.lab.day import Day
+from worker.lab.exports import INTEGRATIONS
 from worker.lab.history import Entry
-from worker.lab.updates import INTEGRATIONS, LabUpdate
+from worker.lab.updates import LabUpdate
 
 Answer = MeasurementUpdated | UpdateRejected
 

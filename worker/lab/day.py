@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -151,12 +151,14 @@ async def run_day(
     consumer: AIOKafkaConsumer,
     database: "asyncpg.Connection[asyncpg.Record]",
     audience: Audience,
+    check: Callable[[], None],
     *,
     per_second: float | None,
 ) -> Day:
     """Publish all of them, wait until all are decided and answered. `consumer`: of both answer topics, from now on.
 
-    per_second: None is as fast as it goes. Raises DependencyAway.
+    check: called often; it raises where there is nothing to wait for. per_second: None is as fast as it goes.
+    Raises DependencyAway.
     """
     day = Day(updates)
     before = await _judged(database, settings)
@@ -166,6 +168,7 @@ async def run_day(
     try:
         state, since = None, time.monotonic()
         while True:
+            check()
             now = await _judged(database, settings)
             day.judged = Judged(
                 now.applied - before.applied,

@@ -5,17 +5,16 @@ What must become of them is told by a bookkeeping of a few lines (`_Book`) that 
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
 from typing import Any, Literal
 
 import orjson
 
 from contracts.cloudevents import Message, bare_update, binary_update, structured_update
 from contracts.events import RejectionCode
-from worker.lab import protocols
+from worker.lab import exports
+from worker.lab.exports import ARBIN, BIOLOGIC, LIMS, MACCOR, NEWARE, Integration
 from worker.lab.measurements import BEGAN, Measurement, lab_id, measurements
 
 Outcome = Literal["applied", "duplicate"] | RejectionCode
@@ -23,28 +22,6 @@ Patch = dict[str, Any]
 
 FEWEST = 60
 """Below this not every kind of update has its place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Integration:
-    """A program that watches one make of cycler."""
-
-    name: str
-    source: str
-    form: Literal["binary", "structured", "bare"]
-    cycler: str
-    definition: Callable[[Any], dict[str, Any] | str]
-
-
-INTEGRATIONS = (
-    Integration("biologic", "urn:lab:biologic:eclab-pc-2", "binary", "BioLogic BCS-815", protocols.as_eclab),
-    Integration("arbin", "urn:lab:arbin:mits-pro-8", "structured", "Arbin LBT21084", protocols.as_ucp),
-    Integration("maccor", "", "bare", "Maccor Series 4600", protocols.as_steps),
-    Integration("neware", "urn:lab:neware:bts-8.0", "binary", "Neware CT-4008Tn", protocols.as_bts),
-    Integration("lims", "https://lims.lab.example/api", "structured", "", protocols.as_ucp),
-)
-"""What measures cells, and the lab's information system, which knows their properties."""
-_BIOLOGIC, _ARBIN, _MACCOR, _NEWARE, _LIMS = INTEGRATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +79,10 @@ def burst(count: int, *, seed: int = 1, run: str = "") -> list[LabUpdate]:
     found = []
     for number in range(count):
         row, cycle = rows[number % len(rows)], number // len(rows) + 1
-        identity = (_NEWARE.source, lab_id(run, "burst", str(number)))
+        identity = (NEWARE.source, lab_id(run, "burst", str(number)))
         patch = {"notes": f"Cycle {cycle}: {row.capacity_mah * 0.9995**cycle:.4f} mAh at 25 °C"}
         message = binary_update(row.id, patch, source=identity[0], id=identity[1])
-        found.append(LabUpdate(number, _NEWARE.name, "cycle", message, identity, "applied", ("notes",)))
+        found.append(LabUpdate(number, NEWARE.name, "cycle", message, identity, "applied", ("notes",)))
     return found
 
 
@@ -158,10 +135,10 @@ class _Day:
     def _ordinary(self) -> None:
         # Some measurements are busier than others: their histories are worth a look.
         book = self._series[min(self._chance.randrange(len(self._series)), self._chance.randrange(12))]
-        integration = self._chance.choice((_BIOLOGIC, _BIOLOGIC, _ARBIN, _MACCOR, _NEWARE, _NEWARE, _LIMS))
-        if integration is _LIMS:
+        integration = self._chance.choice((BIOLOGIC, BIOLOGIC, ARBIN, MACCOR, NEWARE, NEWARE, LIMS))
+        if integration is LIMS:
             book = self._chance.choice(self._properties)
-            self._send(integration, book, *self._inspection(book))
+            self._send(integration, book, "inspection", self._inspection(book))
         elif book is not self._kept and ("test_setup" not in book.written_by or self._chance.random() < 0.12):
             self._send(integration, book, "started", self._start(integration, book))
         else:
@@ -173,26 +150,22 @@ class _Day:
         kind = (
             "formation" if "formation" in row.name else self._chance.choice(("ageing", "rate test", "GITT"))
         )
-        if kind == "ageing" and integration is _MACCOR:
+        if kind == "ageing" and integration is MACCOR:
             kind = "rate test"  # a thousand cycles, written out
-        definition, ambient = _definition(kind, cell, row.capacity_mah, integration), 25
+        definition, ambient = exports.definition(kind, cell, row.capacity_mah, integration), 25
         return {
             "protocol": {"name": kind, "ambient_temperature_degc": ambient, "definition": definition},
-            "test_setup": self._setup(integration),
-        }
-
-    def _setup(self, integration: Integration) -> Patch:
-        return {
-            "cycler": integration.cycler,
-            "operator": self._chance.choice(("ihaug", "tferreira", "ymori", "alindqvist")),
-            "lab": self._chance.choice(("B2.14 climate chamber 3", "B2.16", "Halle 5, 45 °C")),
-            "channel_number": self._chance.randrange(1, 65),
+            "test_setup": exports.setup(integration, self._chance),
         }
 
     def _progress(self, book: _Book) -> tuple[str, Patch]:
         match self._chance.randrange(10 if book is not self._kept else 3):
             case 0:
-                return "cycle table", {"notes": self._cycle_table(book, self._chance.randrange(100, 600))}
+                return "cycle table", {
+                    "notes": exports.cycle_table(
+                        book.measurement.capacity_mah, self._chance.randrange(100, 600), self._chance
+                    )
+                }
             case 1:
                 return "notes cleared", {"notes": None}
             case 2:
@@ -203,44 +176,12 @@ class _Day:
                 moved = {**before, "channel_number": self._chance.randrange(1, 65)}
                 return "moved to another channel", {"test_setup": moved}
             case _:
-                return "cycle finished", {"notes": self._cycle_note(book)}
+                return "cycle finished", {
+                    "notes": exports.cycle_note(book.measurement.capacity_mah, self._chance)
+                }
 
-    def _cycle_note(self, book: _Book) -> str:
-        cycle = self._chance.randrange(1, 900)
-        capacity = book.measurement.capacity_mah * (1 - cycle * 2e-4) * self._chance.uniform(0.995, 1.0)
-        return (
-            f"Cycle {cycle}: Qdis {capacity:.4f} mAh, CE {self._chance.uniform(99.6, 99.99):.2f} %\r\n"
-            f"T {self._chance.uniform(24.5, 25.6):.1f} °C, Rdc {self._chance.uniform(18, 44):.1f} mΩ,"
-            f" leakage {self._chance.uniform(0.2, 9):.2f} µA"
-        )
-
-    def _cycle_table(self, book: _Book, cycles: int) -> str:
-        """As an export looks: tab-separated, Windows line ends, 10 to 50 kB."""
-        lines = [
-            "cycle number\ttime/h\tQ charge/µA.h\tQ discharge/µA.h\tEfficiency/%\tT/°C\tEnergy discharge/µW.h"
-        ]
-        capacity = book.measurement.capacity_mah * 1000
-        for cycle in range(1, cycles + 1):
-            charged = capacity * (1 - cycle * 2e-4) * self._chance.uniform(0.998, 1.002)
-            efficiency = self._chance.uniform(99.6, 99.99)
-            discharged = charged * efficiency / 100
-            lines.append(
-                f"{cycle}\t{cycle * 2.31:.2f}\t{charged:.3f}\t{discharged:.3f}\t{efficiency:.3f}"
-                f"\t{self._chance.uniform(24.6, 25.4):.1f}\t{discharged * 3.7:.3f}"
-            )
-        return "\r\n".join(lines)
-
-    def _inspection(self, book: _Book) -> tuple[str, Patch]:
-        before: Patch = book.values.get("properties") or {}
-        properties = {
-            **before,
-            "thickness": {"value": round(self._chance.uniform(0.48, 0.61), 3), "unit": "mm"},
-            "coating_roughness": {"value": round(self._chance.uniform(0.4, 2.5), 2), "unit": "µm"},
-            "acir_1khz": {"value": round(self._chance.uniform(12, 40), 2), "unit": "mΩ"},
-            "vented": self._chance.random() < 0.05,
-            "remark": self._chance.choice(("swollen at the tab", "Kratzer auf der Hülle", "", None)),
-        }
-        return "inspection", {"properties": properties}
+    def _inspection(self, book: _Book) -> Patch:
+        return {"properties": exports.inspection(book.values.get("properties") or {}, self._chance)}
 
     # What is odd --------------------------------------------------------------------------------------------
 
@@ -272,14 +213,14 @@ class _Day:
 
     def _expected_revision(self) -> None:
         book = self._chance.choice(self._properties)
-        about, patch = self._inspection(book)
-        self._send(_LIMS, book, f"{about}, if unchanged", patch, expected_revision=book.revision)
+        patch = self._inspection(book)
+        self._send(LIMS, book, "inspection, if unchanged", patch, expected_revision=book.revision)
 
     def _revision_conflict(self) -> None:
         book = self._series[0]
         patch = {"notes": "Reviewed: capacity fade within limits"}
         self._reject(
-            _ARBIN,
+            ARBIN,
             book,
             "review of an old state",
             patch,
@@ -291,34 +232,34 @@ class _Day:
         book = self._chance.choice(
             [book for book in self._series if book.values.get("test_setup") and book is not self._kept]
         )
-        self._send(_NEWARE, book, "the same setup", {"test_setup": book.values["test_setup"]})
+        self._send(NEWARE, book, "the same setup", {"test_setup": book.values["test_setup"]})
 
     def _not_json(self) -> None:
         value = b"Rec#,Cyc#,Step,TestTime,Amp-hr,Watt-hr,Amps,Volts\r\n1,0,1,0.000,0.0000,0.0000,0.00000,3.3641\r\n"
         message = Message(self._chance.choice(self._series).measurement.id.encode(), value, [])
-        self._add(_MACCOR.name, "a CSV export", message, None, "invalid_json")
+        self._add(MACCOR.name, "a CSV export", message, None, "invalid_json")
 
     def _unknown_field(self) -> None:
         book = self._chance.choice(self._series)
         self._reject(
-            _NEWARE, book, "a field that doesn't exist", {"channel": 12, "note": "ok"}, "invalid_patch"
+            NEWARE, book, "a field that doesn't exist", {"channel": 12, "note": "ok"}, "invalid_patch"
         )
 
     def _text_for_a_number(self) -> None:
         book = self._chance.choice(self._series)
-        setup = {**self._setup(_BIOLOGIC), "channel_number": "25"}
-        self._reject(_BIOLOGIC, book, "a channel as text", {"test_setup": setup}, "invalid_patch")
+        setup = {**exports.setup(BIOLOGIC, self._chance), "channel_number": "25"}
+        self._reject(BIOLOGIC, book, "a channel as text", {"test_setup": setup}, "invalid_patch")
 
     def _properties_on_time_series(self) -> None:
         book = self._chance.choice(self._series)
         patch = {"properties": {"thickness": {"value": 0.52, "unit": "mm"}}}
-        self._reject(_LIMS, book, "properties of a time series", patch, "properties_not_allowed")
+        self._reject(LIMS, book, "properties of a time series", patch, "properties_not_allowed")
 
     def _unknown_measurement(self) -> None:
-        identity = self._identity(_ARBIN)
+        identity = self._identity(ARBIN)
         unknown = lab_id("deleted", str(len(self._found)))
         message = structured_update(unknown, {"notes": "end of test"}, source=identity[0], id=identity[1])
-        self._add(_ARBIN.name, "a measurement that isn't there", message, identity, "measurement_not_found")
+        self._add(ARBIN.name, "a measurement that isn't there", message, identity, "measurement_not_found")
 
     def _other_organization(self) -> None:
         book = self._series[-1]
@@ -328,7 +269,7 @@ class _Day:
             if other.measurement.organization_id != book.measurement.organization_id
         )
         self._reject(
-            _BIOLOGIC,
+            BIOLOGIC,
             book,
             "another organization's",
             {"notes": "mine"},
@@ -338,38 +279,43 @@ class _Day:
 
     def _no_value(self) -> None:
         key = self._chance.choice(self._series).measurement.id.encode()
-        self._add(_MACCOR.name, "no value", Message(key, b"", []), None, "empty_event")
+        self._add(MACCOR.name, "no value", Message(key, b"", []), None, "empty_event")
 
     def _no_id(self) -> None:
         book = self._chance.choice(self._series)
-        message = binary_update(book.measurement.id, {"notes": "ok"}, id="", source=_NEWARE.source)
+        message = binary_update(book.measurement.id, {"notes": "ok"}, id="", source=NEWARE.source)
         headers = [(name, value) for name, value in message.headers if name != "ce_id"]
         self._add(
-            _NEWARE.name, "an event without id", message._replace(headers=headers), None, "invalid_event"
+            NEWARE.name, "an event without id", message._replace(headers=headers), None, "invalid_event"
         )
 
     def _too_large(self) -> None:
         book = self._chance.choice(self._series)
-        table = self._cycle_table(book, 9_000)
+        table = exports.cycle_table(book.measurement.capacity_mah, 9_000, self._chance)
         patch = {"notes": table + table[: 1_200_000 - len(table)] if len(table) < 1_200_000 else table}
-        self._reject(_NEWARE, book, "a megabyte of notes", patch, "too_large")
+        self._reject(NEWARE, book, "a megabyte of notes", patch, "too_large")
 
     def _to_be_repaired(self) -> None:
         """Rejected for its channel, and overtaken while somebody repairs it: the first one in part, the second wholly."""
         book = self._series[len(self._repairs) % 2]
         patch: Patch = {
             "notes": "Before the weekend: channel 25, 21.5 °C",
-            "test_setup": {**self._setup(_BIOLOGIC), "channel_number": "25"},
+            "test_setup": {**exports.setup(BIOLOGIC, self._chance), "channel_number": "25"},
         }
         number = len(self._found)
-        identity = self._reject(_BIOLOGIC, book, "a channel as text", patch, "invalid_patch")
-        self._send(_ARBIN, book, "cycle finished", {"notes": self._cycle_note(book)})
+        identity = self._reject(BIOLOGIC, book, "a channel as text", patch, "invalid_patch")
+        self._send(
+            ARBIN,
+            book,
+            "cycle finished",
+            {"notes": exports.cycle_note(book.measurement.capacity_mah, self._chance)},
+        )
         if not self._repairs:
             self._kept = book
         elif len(self._repairs) == 1:
-            self._send(_ARBIN, book, "set up", {"test_setup": self._setup(_ARBIN)})
+            self._send(ARBIN, book, "set up", {"test_setup": exports.setup(ARBIN, self._chance)})
         repaired = {**patch, "test_setup": {**patch["test_setup"], "channel_number": 25}}
-        self._repairs.append((number, book, _BIOLOGIC, repaired, identity[1]))
+        self._repairs.append((number, book, BIOLOGIC, repaired, identity[1]))
 
     def _repaired(self, number: int, book: _Book, integration: Integration, patch: Patch, id_: str) -> None:
         message = binary_update(book.measurement.id, patch, id=id_, source=integration.source)
@@ -433,7 +379,7 @@ class _Day:
             source=identity[0],
             id=identity[1],
             expected_revision=expected_revision,
-            organization_id=organization_id or (row.organization_id if integration is _LIMS else None),
+            organization_id=organization_id or (row.organization_id if integration is LIMS else None),
             time=BEGAN + timedelta(days=30, seconds=37 * len(self._found)),
         )
 
@@ -450,20 +396,6 @@ class _Day:
         update = LabUpdate(len(self._found), integration, about, message, identity, outcome, changed, repairs)
         self._found.append(update)
         return update
-
-
-@cache
-def _definition(kind: str, cell: str, capacity_mah: float, integration: Integration) -> dict[str, Any] | str:
-    match kind:
-        case "formation":
-            protocol = protocols.formation(cell, capacity_mah)
-        case "ageing":
-            protocol = protocols.ageing(cell, capacity_mah)
-        case "rate test":
-            protocol = protocols.rate_test(cell, capacity_mah)
-        case _:
-            protocol = protocols.titration(cell, capacity_mah, 15)
-    return integration.definition(protocol)
 
 
 def _values(row: Measurement) -> Patch:
