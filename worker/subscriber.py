@@ -121,11 +121,14 @@ class _Broker(KafkaBroker):
 
 def build_broker(settings: Settings, lanes: Lanes, fail: Callable[[BaseException], None]) -> KafkaBroker:
     """Not started yet."""
+    # its warnings are of things that are meant to be so (no topic is created, nothing is acknowledged)
+    logger = logging.getLogger(f"{__name__}.faststream")
+    logger.setLevel(logging.ERROR)
     broker = _Broker(
         settings.bootstrap_servers,
         consumer_only=True,
         apply_types=False,
-        logger=logging.getLogger(__name__),
+        logger=logger,
         client_id=f"{settings.worker_group}-consumer",
         metadata_max_age_ms=5_000,  # a topic that is there again, or has more partitions: the default is 5 minutes
     )

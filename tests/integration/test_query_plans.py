@@ -16,7 +16,8 @@ async def test_hot_queries_read_by_index_only_what_a_batch_names(migrated_url: s
             """INSERT INTO measurement_updates.applied_updates
                    (lane, log_offset, arrival, identity, content, measurement_id, event_source, event_id, revision,
                     changed, answer_source, answer)
-               SELECT 1, number, number, sha256(number::text::bytea), '\\x00', number::text, 's', number::text, 1, '', 's', '{}'
+               SELECT 1, number, number, sha256(number::text::bytea), '\\x00', number::text, 's', number::text, 1, '',
+                      's', '{}'
                FROM generate_series(1, 20000) AS number"""
         )
         await connection.execute(

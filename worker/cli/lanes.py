@@ -42,7 +42,8 @@ def list_lanes(json: Json = False) -> None:
         retired = " (retired)" if row["retired"] else ""
         out.print(
             f"{row['topic']}/{row['partition']}{retired}: applied up to {row['next_to_apply']}, answered up to"
-            f" {row['next_to_answer']}, {row['duplicates']} duplicates, epoch {row['epoch']}, last owner {row['owner'] or '-'}",
+            f" {row['next_to_answer']}, {row['duplicates']} duplicates, epoch {row['epoch']},"
+            f" last owner {row['owner'] or '-'}",
             markup=False,
         )
 
@@ -92,7 +93,8 @@ async def _list(settings: Settings) -> Sequence[dict[str, Any]]:
     connection = await connect(settings.dsn, application="measurement-updates lanes")
     try:
         rows = await connection.fetch(
-            """SELECT topic, partition, next_to_apply, next_to_answer, duplicates, epoch, owner, retired_at IS NOT NULL AS retired
+            """SELECT topic, partition, next_to_apply, next_to_answer, duplicates, epoch, owner,
+                      retired_at IS NOT NULL AS retired
                FROM measurement_updates.lanes ORDER BY topic, partition, lane"""
         )
     finally:
