@@ -168,7 +168,13 @@ async def _update_measurements(
     columns.append([measurement.updated_at for measurement in measurements])
     columns.append([measurement.revision for measurement in measurements])
     columns.append([measurement.last_answer and measurement.last_answer[1] for measurement in measurements])
-    await connection.execute(queries()["update_measurements"], *columns, lane)
+    status = await connection.execute(queries()["update_measurements"], *columns, lane)
+    if (rows := int(status.rpartition(" ")[2])) != len(measurements):
+        # the rows are locked, so they are there: something else keeps them from being written
+        raise DependencyAway(
+            f"Postgres has written {rows} of {len(measurements)} rows of cell_measurements: expected all."
+            " Look for a trigger (BEFORE UPDATE returning NULL), a rule or a row-security policy that swallows updates"
+        )
 
 
 def _string(text: str) -> str:

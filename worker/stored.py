@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from worker.answer import Answer, AnswerForm, Cause, StoredRejection, rejected_answer, updated_answer
 from worker.database import Connection
+from worker.measurement import updated_at_of
 from worker.sql import queries
 
 _ROWS_AT_ONCE = 500
@@ -62,7 +61,7 @@ def _updated(row: Any, form: AnswerForm, partition: int) -> Answer:
         form,
         cause,
         row["measurement_id"],
-        orjson.loads(model)["updated_at"],
+        updated_at_of(model),
         row["revision"],
         row["changed"],
         model,

@@ -84,7 +84,7 @@ async def test_a_row_that_the_model_cannot_express_is_unreadable_until_it_is_men
         assert {verdict.partition(" ")[2] for verdict in await lab.verdicts(*again)} == {"notes"}
 
 
-async def test_what_only_postgres_can_hold_is_passed_on_and_compared(lab: System) -> None:
+async def test_what_only_postgres_can_hold_is_passed_on_compared_and_sent_again(lab: System) -> None:
     """REST wrote it: numbers beyond a double, objects deeper than parsers like."""
     depth = 3_000
     objects = {
@@ -105,6 +105,11 @@ async def test_what_only_postgres_can_hold_is_passed_on_and_compared(lab: System
         assert b'"n": 123456789012345678901234567890}' in (answers[1].value or b"")
         replaced = [await lab.update(id, {"protocol": {"n": 1}}, id="e-2") for id in objects]
         assert await lab.verdicts(*replaced) == ["3 protocol"] * len(objects)
+        answers = await lab.answers()
+    await lab.rewind()
+    async with lab.worker():
+        again = [answer.value or b"" for answer in await lab.answers()]
+    assert sorted(again) == sorted(2 * [answer.value or b"" for answer in answers])
 
 
 REFUSALS = {

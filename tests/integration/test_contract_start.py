@@ -200,6 +200,16 @@ async def test_migrate_adds_to_a_table_that_rest_serves_and_keeps_its_rows(
     assert await empty.fetchval("SELECT of_rest_alone FROM cell_measurements WHERE id = 'm-1'") == 7
 
 
+async def test_migrate_makes_a_revision_that_rest_has_already_start_at_0(
+    empty: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    await empty.execute(REST_TABLE + "ALTER TABLE cell_measurements ADD revision bigint")
+    await migrate(empty)
+    await empty.execute("INSERT INTO cell_measurements (id, cell_instance_id, name) VALUES ('m-2', 'c', 'n')")
+    rows = await empty.fetch("UPDATE cell_measurements SET notes = 'x' RETURNING revision")
+    assert [row["revision"] for row in rows] == [1, 1]
+
+
 def _secret(lab: System, url: str) -> Any:
     assert lab.settings.database_url is not None
     return type(lab.settings.database_url)(url)

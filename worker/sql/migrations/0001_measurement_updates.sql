@@ -31,6 +31,9 @@ ALTER TABLE cell_measurements
     -- where the answer to its last applied event stands: the next answer is sent after that one
     ADD COLUMN IF NOT EXISTS answer_lane integer,
     ADD COLUMN IF NOT EXISTS answer_offset bigint;
+-- A table that had a revision of its own may have it without default, and null
+UPDATE cell_measurements SET revision = 0 WHERE revision IS NULL;
+ALTER TABLE cell_measurements ALTER revision SET DEFAULT 0, ALTER revision SET NOT NULL;
 
 -- One row a log: a log that begins anew (an operator's `lanes restart`) is a new row, the old one is retired.
 CREATE TABLE measurement_updates.lanes (
