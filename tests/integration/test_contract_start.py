@@ -13,6 +13,7 @@ import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from tests.faults.states import until
 from tests.system import COMMAND, System
 from worker.app import Worker
 from worker.database import migrate
@@ -44,6 +45,11 @@ async def alter(lab: System, topic: str, **settings: str) -> None:
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=config)])
     finally:
         await admin.close()
+
+    async def in_force() -> bool:  # the broker answers before it has taken the change up
+        return (await config_of(lab, topic)).items() >= config.items()
+
+    await until(in_force, f"{topic} has its new settings")
 
 
 async def config_of(lab: System, topic: str) -> dict[str, str]:
