@@ -105,7 +105,7 @@ def _without_the_refused(batch: Batch, error: Exception) -> list[Batch]:
         raise error  # nothing of it goes near the measurements: not the event's fault
     reason = describe(error)
     violation = Violation(_refused_path(error), "data that the database takes", reason)
-    message = f"the database refuses this event's data: {reason}"
+    message = f"The database refuses this event's data: {reason}."
     rejection = Rejection(event.record, event.arrival, "storage_refused", message, (violation,), 1)
     return [Batch([rejection], batch.next_offset)]
 

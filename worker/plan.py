@@ -135,8 +135,8 @@ def _judge(
         return _reject(
             update,
             "event_id_reused",
-            f"the event {update.id!r} of source {update.source!r} was applied to this measurement with another content:"
-            " expected a new id for a new update",
+            f"The event {update.id!r} of source {update.source!r} was applied to this measurement with another content:"
+            " expected a new id for a new update.",
             path="ce_id",
             expected="an id that this source hasn't used for this measurement",
             found=update.id,
@@ -147,8 +147,8 @@ def _judge(
         return _reject(
             update,
             "properties_not_allowed",
-            "$.properties: expected only where measurement_type is 'properties', this measurement's is"
-            f" {measurement.measurement_type!r}",
+            "Properties are only for a measurement whose measurement_type is 'properties'; this one's is"
+            f" {measurement.measurement_type!r}.",
             path="$.properties",
             expected="no properties: the measurement's measurement_type isn't 'properties'",
             found=update.patch["properties"],
@@ -157,8 +157,8 @@ def _judge(
         return _reject(
             update,
             "revision_conflict",
-            f"expectedrevision is {update.expected_revision}, the measurement is at revision {measurement.revision}:"
-            " read it again and decide on the present state",
+            f"The expected revision is {update.expected_revision}, the measurement is at {measurement.revision}:"
+            " read it again and decide on the present state.",
             path="ce_expectedrevision",
             expected=str(measurement.revision),
             found=update.expected_revision,
@@ -199,8 +199,8 @@ def _apply(update: Update, measurement: Measurement, ground: Ground) -> tuple[Ap
         return _reject(
             update,
             "measurement_unreadable",
-            f"the measurement, as this event would leave it, can't be expressed in the response model: {fault}."
-            " Something else wrote it so: mend the row, then send this event again",
+            f"The measurement, as this event would leave it, can't be expressed in the response model: {fault}."
+            " Something else wrote it so: mend the row, then send this event again.",
             path=f"$.{fault.partition(':')[0]}" if fault else "$.updated_at",
             expected="what the response model can express",
         )
@@ -232,8 +232,8 @@ def _apply(update: Update, measurement: Measurement, ground: Ground) -> tuple[Ap
         return _reject(
             update,
             "answer_too_large",
-            f"the updated model would take {size} bytes, topic {ground.form.updated_topic} takes"
-            f" {ground.form.max_updated_bytes}: send less, or raise the topic's max.message.bytes",
+            f"The updated model would take {size} bytes, topic {ground.form.updated_topic} takes"
+            f" {ground.form.max_updated_bytes}: send less, or raise the topic's max.message.bytes.",
             path="$",
             expected=f"a measurement of at most {ground.form.max_updated_bytes} bytes",
             found=size,
@@ -256,7 +256,7 @@ def _not_found(update: Update) -> Rejection:
     return _reject(
         update,
         "measurement_not_found",
-        f"there is no measurement {update.measurement_id!r}{of}",
+        f"There is no measurement {update.measurement_id!r}{of}.",
         path="key",
         expected="the id of a measurement",
         found=update.measurement_id,
