@@ -65,10 +65,14 @@ async def connect_lane(dsn: str, *, application: str, timeout: float = 10) -> Co
             "jit": "off",
         },
     )
-    # as integers they can be infinite or beyond year 9999 without an error here
-    await connection.set_type_codec(
-        "timestamptz", schema="pg_catalog", encoder=_to_tuple, decoder=_from_tuple, format="tuple"
-    )
+    try:
+        # as integers they can be infinite or beyond year 9999 without an error here
+        await connection.set_type_codec(
+            "timestamptz", schema="pg_catalog", encoder=_to_tuple, decoder=_from_tuple, format="tuple"
+        )
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 

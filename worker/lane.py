@@ -6,7 +6,7 @@ other way to recover.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ _IDLE_SECONDS = 1.0
 _CHECK_LOG_EVERY = 10
 """Idle seconds: a log that is deleted and made anew just goes quiet."""
 _MAX_UNANSWERED_BATCHES = 2
+_MAX_MERGED_BYTES = 8 * 1024**2
 _SLOW_SECONDS = 3.0
 """What takes longer than this is said: aiokafka retries by itself, for up to half a minute a step."""
 
@@ -83,11 +84,13 @@ class Lane:
         async with take_over(self.tp, self._parts, self._emit_in_order) as taken:
             await self._work(taken)
 
-    def drain(self) -> None:
-        """Finish what is being decided, answer it, and end."""
+    def drain(self) -> bool:
+        """Finish what is being decided, answer it, and end. False where nothing is: it may be cancelled at once."""
         self._draining.set()
-        if self._inbox is not None:
-            self._inbox.close()
+        if self._inbox is None:
+            return False
+        self._inbox.close()
+        return True
 
     async def _work(self, taken: TakenOver) -> None:
         settings, input_log, tp = self._parts.settings, self._parts.input_log, self.tp
@@ -147,7 +150,8 @@ class Lane:
         ended = False
         while not ended:
             batches = [await outbox.get()]
-            while not outbox.empty():  # a transaction costs the same for two batches as for one
+            # a transaction costs the same for two batches as for one
+            while not outbox.empty() and _size(batches) < _MAX_MERGED_BYTES:
                 batches.append(outbox.get_nowait())
             ended = batches[-1] is None
             decided = [batch for batch in batches if batch is not None]
@@ -218,6 +222,10 @@ async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
         if task is None or task.cancelling():
             raise
         raise DependencyAway("a library has cancelled what it was doing") from None
+
+
+def _size(batches: Iterable[Decided | None]) -> int:
+    return sum(len(answer.value or b"") for batch in batches if batch is not None for answer in batch.answers)
 
 
 def _worth_another_try(error: Exception) -> WorkerError:

@@ -77,8 +77,9 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
     async def drain(self, timeout: float) -> bool:
         """Let every lane finish what it has begun. False where some couldn't in time: those are cut off."""
         self._draining = True
-        for lane in self._lanes.values():
-            lane.drain()
+        for tp, lane in self._lanes.items():
+            if not lane.drain():
+                self._tasks[tp].cancel()
         tasks = [*self._tasks.values(), *self._ending]
         pending: set[asyncio.Task[None]] = set()
         if tasks:

@@ -66,7 +66,14 @@ class EmbeddedKafka(Service):
         return [str(self._java), f"-Dlog4j2.configurationFile={self._log4j}", "-cp", self._class_path]
 
     def _format(self) -> None:
-        command = [*self._jvm(), *_TOOL_JVM, "kafka.tools.StorageTool", "format", "-t", self.cluster_id]
+        # with "=": one id in 64 begins with "-"
+        command = [
+            *self._jvm(),
+            *_TOOL_JVM,
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={self.cluster_id}",
+        ]
         done = subprocess.run(
             [*command, "-c", str(self._properties)],
             stdin=subprocess.DEVNULL,
