@@ -10,7 +10,7 @@ from worker.answer import AnswerForm
 async def test_stored_answers_come_back_whole_and_in_log_order(
     lab: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = '{"updated_at":"2026-01-01T00:00:00Z"}'
+    body = '{"id":"m","updated_at":"2026-01-01T00:00:00Z"}'
     for offset in range(20):
         if offset % 4 == 3:
             continue  # a duplicate: no answer
