@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker
 
 from worker.answer import AnswerForm
-from worker.database import close, connect, schema_is_current
+from worker.database import POSTGRES_ERRORS, close, connect, schema_is_current
 from worker.errors import DependencyAway, Fatal
 from worker.input_log import InputLog
 from worker.lane import Lane
@@ -185,13 +185,7 @@ class Worker:
                 return None
             try:
                 return task.result()
-            except (
-                DependencyAway,
-                KafkaError,
-                OSError,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-            ) as error:
+            except (DependencyAway, KafkaError, OSError, *POSTGRES_ERRORS) as error:
                 known = as_worker_error(error)
                 if str(known) != said:
                     said = str(known)

@@ -12,6 +12,14 @@ from worker.sql import Migration, migrations
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
+POSTGRES_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    # asyncpg loses count of its own state where the server ends a session that is just being used again
+    asyncpg.InternalClientError,
+)
+"""What asyncpg raises, connection errors of the system (OSError, TimeoutError) aside."""
+
 _MIGRATION_LOCK = 0x6D75_7064  # 'mupd': one migration at a time in this database
 
 _MODEL_COLUMNS = {
@@ -42,7 +50,7 @@ async def connect(dsn: str, *, application: str, timeout: float = 10) -> Connect
         )
     except ValueError as error:  # the DSN's form
         raise Fatal(f"DATABASE_URL: expected postgresql://user:password@host:port/name: {error}") from error
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, TimeoutError, *POSTGRES_ERRORS) as error:
         raise DependencyAway(f"Postgres can't be reached: {describe(error)}") from error
 
 
@@ -89,7 +97,7 @@ async def close(connection: Connection) -> None:
     try:
         async with asyncio.timeout(2):
             await connection.close()
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (OSError, TimeoutError, *POSTGRES_ERRORS):
         connection.terminate()
 
 

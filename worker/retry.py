@@ -8,7 +8,7 @@ from typing import Literal
 import asyncpg
 from aiokafka.errors import KafkaError, ProducerFenced
 
-from worker.database import describe
+from worker.database import POSTGRES_ERRORS, describe
 from worker.errors import DependencyAway, Superseded, WorkerError
 
 Verdict = Literal["refused", "again", "anew"]
@@ -42,7 +42,7 @@ def as_worker_error(error: BaseException) -> WorkerError | None:
         return Superseded("Kafka has fenced this producer: another worker has taken the partition over")
     if isinstance(error, KafkaError):
         return DependencyAway(f"Kafka: {type(error).__name__}: {error}")
-    if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
+    if isinstance(error, POSTGRES_ERRORS):
         return DependencyAway(f"Postgres: {describe(error)}")
     if isinstance(error, OSError | TimeoutError | asyncio.IncompleteReadError):
         return DependencyAway(f"no answer in time or connection lost: {describe(error)}")

@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import asyncpg
 import orjson
 import typer
 from aiokafka.errors import KafkaError
@@ -22,7 +21,7 @@ from worker.cli.clients import answer_consumer, update_producer
 from worker.cli.demo_shared import clean_up, look_at_database
 from worker.cli.demo_worker import COMMAND, DemoWorker, end, variables
 from worker.cli.terminal import err, fail, out
-from worker.database import Connection, close, connect, describe, migrate
+from worker.database import POSTGRES_ERRORS, Connection, close, connect, describe, migrate
 from worker.errors import DependencyAway, Fatal
 from worker.settings import Settings, load_settings
 from worker.stack import Stack, running_stack
@@ -84,7 +83,7 @@ def demo(
         raise typer.Exit(130) from None
     except KafkaError as error:
         raise DependencyAway(f"Kafka: {error or type(error).__name__}") from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except POSTGRES_ERRORS as error:
         raise DependencyAway(f"Postgres: {describe(error)}") from error
     if summary["mismatches"]:
         shown = summary["mismatches"][:20]

@@ -3,11 +3,10 @@
 import asyncio
 from typing import TYPE_CHECKING
 
-import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from worker.database import Connection, describe
+from worker.database import POSTGRES_ERRORS, Connection, describe
 from worker.errors import Fatal
 from worker.settings import Settings
 from worker.stack import Stack
@@ -64,7 +63,7 @@ async def clean_up(
                 await remove_measurements(database, rows)
                 await _forget_lanes(database, settings.worker_updates_topic)
             left.append("in Postgres the schema measurement_updates and an empty table cell_measurements")
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, *POSTGRES_ERRORS) as error:
             left.append(f"in Postgres the demo's measurements and its bookkeeping ({describe(error)})")
     if stack.kafka_origin == "settings":
         names = [
