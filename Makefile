@@ -7,6 +7,8 @@ SHELL := /bin/sh
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; exit; }; done)
 BIN := .venv/bin
+# a broker and a database for each of the two; a file's tests stay together
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 STAMP := .venv/.set-up
 
 help:  ## what there is
@@ -27,14 +29,14 @@ demo: setup  ## the main job, live, on a Kafka and a Postgres of its own
 	$(BIN)/measurement-updates demo
 
 test: setup  ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: setup  ## what CI runs: format, lint, types, imports, tests
 	@echo "== format: ruff format --check ==" && $(BIN)/ruff format --check
 	@echo "== lint: ruff check ==" && $(BIN)/ruff check
 	@echo "== types: mypy ==" && $(BIN)/mypy
 	@echo "== imports: lint-imports ==" && $(BIN)/lint-imports
-	@echo "== tests: pytest ==" && $(BIN)/python -m pytest
+	@echo "== tests: pytest ==" && $(PYTEST)
 
 bench: setup  ## events/s, beside the floor without our logic
 	$(BIN)/python -m tests.benchmarks
