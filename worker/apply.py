@@ -101,19 +101,16 @@ async def apply(
         if last and arrival > latest:
             raise AheadOfClock(latest)
 
-        measurements: dict[str, Measurement] = {}
-        identities: Mapping[bytes, list[KnownIdentity]] = {}
-        if updates:
-            ids = list({update.measurement_id for update in updates})
-            for row in await connection.fetch(sql["lock_measurements"], ids):
-                measurement = measurement_of(row)
-                measurements[measurement.id] = measurement
-            identities = await _find_identities(connection, updates)
-        if batch.events and not measurements and not await connection.fetchval(sql["any_measurement"]):
-            raise NothingToJudgeBy(
-                "table cell_measurements is empty, so nothing is judged: is DATABASE_URL the right database?"
-                " Fill the table, or point the worker at the right one"
-            )
+        measurements = await _lock_measurements(connection, updates)
+        if batch.events and not measurements:
+            if not await connection.fetchval(sql["any_measurement"]):
+                raise NothingToJudgeBy(
+                    "table cell_measurements is empty, so nothing is judged: is DATABASE_URL the right database?"
+                    " Fill the table, or point the worker at the right one"
+                )
+            # it may have been filled between the two looks: nothing is judged by the empty table
+            measurements = await _lock_measurements(connection, updates)
+        identities = await _find_identities(connection, updates)
 
         result = plan(batch.events, measurements, identities, ground)
 
@@ -140,13 +137,23 @@ def clock_stop(position: LanePosition, event: Update | Rejection, topic: str, pa
     )
 
 
+async def _lock_measurements(connection: Connection, updates: Sequence[Update]) -> dict[str, Measurement]:
+    """By id; what isn't there is left out."""
+    if not updates:
+        return {}
+    ids = list({update.measurement_id for update in updates})
+    rows = await connection.fetch(queries()["lock_measurements"], ids)
+    return {row["id"]: measurement_of(row) for row in rows}
+
+
 async def _find_identities(
     connection: Connection, updates: Sequence[Update]
 ) -> Mapping[bytes, list[KnownIdentity]]:
     found: defaultdict[bytes, list[KnownIdentity]] = defaultdict(list)
-    wanted = list({update.identity for update in updates})
-    for identity, content, arrival in await connection.fetch(queries()["find_identities"], wanted):
-        found[identity].append(KnownIdentity(content, arrival))
+    if updates:
+        wanted = list({update.identity for update in updates})
+        for identity, content, arrival in await connection.fetch(queries()["find_identities"], wanted):
+            found[identity].append(KnownIdentity(content, arrival))
     return found
 
 

@@ -10,7 +10,7 @@ from worker.consumer import LogConsumer
 from worker.errors import DependencyAway, Superseded
 from worker.record import Record
 
-_TIMEOUT = 10.0
+_TIMEOUT = 8.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,11 @@ from worker.inbox import Inbox
 from worker.pipeline import Decided, apply_batch, decode_batch
 from worker.retry import as_worker_error, backoff
 from worker.sql import queries
-from worker.takeover import LaneParts, TakenOver, check_log, take_over
+from worker.takeover import LaneParts, TakenOver, check_ends, take_over
 
 _IDLE_SECONDS = 1.0
-_CHECK_LOG_EVERY = 10
-"""Idle seconds: a log that is deleted and made anew just goes quiet."""
+_CHECK_LOG_EVERY = 5
+"""Idle seconds: a log that is deleted and made anew, and a broker that is away, just go quiet."""
 _MAX_UNANSWERED_BATCHES = 2
 _MAX_MERGED_BYTES = 8 * 1024**2
 _SLOW_SECONDS = 3.0
@@ -181,7 +181,7 @@ class Lane:
         row = await taken.connection.fetchrow(queries()["find_lane"], self.tp.topic, self.tp.partition)
         if row is None or (row["lane"], row["epoch"]) != (taken.position.lane, taken.position.epoch):
             raise Superseded("the lane has another owner, or an operator has restarted it")
-        await check_log(self.tp, row, self._parts.input_log)
+        await check_ends(self.tp, row, self._parts.input_log)
 
     async def _note_answered(self, taken: TakenOver) -> None:
         await taken.connection.execute(

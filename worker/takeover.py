@@ -120,14 +120,27 @@ async def take_over(tp: TopicPartition, parts: LaneParts, emit: EmitInOrder) -> 
 
 async def check_log(tp: TopicPartition, row: Any, input_log: InputLog) -> None:
     """Is this the log that was applied? Raises LaneStopped with what an operator can do about it."""
+    first = await check_ends(tp, row, input_log)
+    last = row["last_offset"]
+    if last is None or last < first:
+        return
+    record = await input_log.record_at(tp, last)
+    if record is None or digest_of(record) != row["last_digest"] or record.timestamp != row["last_timestamp"]:
+        raise LaneStopped(
+            f"record {tp.topic}/{tp.partition}/{last} is another one than the one that was applied: this can't be the"
+            f" same log (deleted and recreated?). Put the old log back, or, {_restart(tp)}"
+        )
+
+
+async def check_ends(tp: TopicPartition, row: Any, input_log: InputLog) -> int:
+    """Has the log what was applied, and what comes next? Returns the offset of its first record. Raises LaneStopped."""
     ends = await input_log.ends(tp)
     name = f"{tp.topic}/{tp.partition}"
     applied = row["next_to_apply"]
-    restart = f"if it is a new log: measurement-updates lanes restart {name} --why …"
     if applied > ends.end:
         raise LaneStopped(
             f"{name} ends at {ends.end}, but was applied up to {applied}: this can't be the log that was applied"
-            f" (deleted and recreated, or truncated?). Put the old log back, or, {restart}"
+            f" (deleted and recreated, or truncated?). Put the old log back, or, {_restart(tp)}"
         )
     if applied < ends.first:
         raise LaneStopped(
@@ -135,15 +148,11 @@ async def check_log(tp: TopicPartition, row: Any, input_log: InputLog) -> None:
             f" the records {applied} to {ends.first - 1}. Restore a newer backup of the database, or go on without them:"
             f" measurement-updates lanes skip {name} --why …"
         )
-    last = row["last_offset"]
-    if last is None or last < ends.first:
-        return
-    record = await input_log.record_at(tp, last)
-    if record is None or digest_of(record) != row["last_digest"] or record.timestamp != row["last_timestamp"]:
-        raise LaneStopped(
-            f"record {name}/{last} is another one than the one that was applied: this can't be the same log"
-            f" (deleted and recreated?). Put the old log back, or, {restart}"
-        )
+    return ends.first
+
+
+def _restart(tp: TopicPartition) -> str:
+    return f"if it is a new log: measurement-updates lanes restart {tp.topic}/{tp.partition} --why …"
 
 
 async def _begin(connection: Connection, tp: TopicPartition, parts: LaneParts, committed: int | None) -> Any:

@@ -123,7 +123,7 @@ async def test_kafka_away_at_start_and_under_way_is_waited_for(
         await applied(lab, more=100)
         async with servers.without_kafka():
             late, stopped_early = (running.enter_context(lab.process(log.file)) for log in logs[2:])
-            await logs[0].says("Kafka hasn't taken the answers yet")
+            await logs[0].says("lane waiting")
             for log in logs[2:]:
                 await log.says("Kafka can't be reached")
             await stops(stopped)

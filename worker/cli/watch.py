@@ -4,6 +4,7 @@ import asyncio
 import base64
 import os
 import select
+import signal
 import stat
 import sys
 import time
@@ -77,16 +78,21 @@ def watch(
     topics = [settings.worker_updated_topic] * (not rejected_only)
     topics += [settings.worker_rejected_topic] * (not updated_only)
     watching = _Watching(settings, topics, measurement, count, json)
+    signal.signal(signal.SIGINT, _leave)
     try:
         asyncio.run(watching.run(from_beginning, seconds))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
     except BrokenPipeError:
         # Who read our output has had enough (head): that is no failure. Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if count is not None and watching.shown < count:
         fail(f"expected {count} answers within {timeout}, found {watching.shown}")
+
+
+def _leave(*_: object) -> None:
+    """At once: it has nothing to hand back, and a client's orderly end may wait for a broker."""
+    sys.stdout.flush()
+    os._exit(130)
 
 
 def _seconds(timeout: str | None) -> float | None:
