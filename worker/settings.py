@@ -109,17 +109,27 @@ class Settings(BaseSettings):
     def bootstrap_servers(self) -> str:
         """Raises SettingsError where the variable is missing."""
         if self.kafka_bootstrap_servers is None:
-            raise SettingsError("KAFKA_BOOTSTRAP_SERVERS: expected brokers as host:port, found nothing")
+            raise SettingsError(_NO_KAFKA)
         return self.kafka_bootstrap_servers
 
     @property
     def dsn(self) -> str:
         """Raises SettingsError where the variable is missing."""
         if self.database_url is None:
-            raise SettingsError(
-                "DATABASE_URL: expected postgresql://user:password@host:port/name, found nothing"
-            )
+            raise SettingsError(_NO_DATABASE)
         return self.database_url.get_secret_value()
+
+    def expect_servers(self) -> None:
+        """Raises SettingsError naming what is missing of the two, both at once."""
+        missing = [_NO_KAFKA] * (self.kafka_bootstrap_servers is None) + [_NO_DATABASE] * (
+            self.database_url is None
+        )
+        if missing:
+            raise SettingsError("\n".join(missing))
+
+
+_NO_KAFKA = "KAFKA_BOOTSTRAP_SERVERS: expected brokers as host:port, found nothing"
+_NO_DATABASE = "DATABASE_URL: expected postgresql://user:password@host:port/name, found nothing"
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -12,6 +12,6 @@ def run() -> None:
     away it waits, says so in its log, and goes on. Run as many as you like: they share the partitions.
     """
     settings = load_settings()
-    _ = settings.bootstrap_servers, settings.dsn  # both are needed: say so before anything starts
+    settings.expect_servers()
     configure_logs(settings.worker_log_level)
     run_worker(settings)

@@ -37,10 +37,8 @@ def settings(
         return
     if not out.is_terminal:
         for row in rows:
-            out.print(
-                f"{row['name']}={row['value'] or ''}\t# {row['meaning']} (default: {row['default']})",
-                markup=False,
-            )
+            default = "" if row["default"] is None else f" (default: {row['default']})"
+            print(f"{row['name']}={row['value'] or ''}  # {row['meaning']}{default}")
         return
     table = Table(box=None, pad_edge=False, show_edge=False)
     for heading in ("setting", "value", "default", "meaning"):
