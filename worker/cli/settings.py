@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import orjson
 import typer
 from pydantic import SecretStr
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from worker.cli.terminal import out
 from worker.settings import Settings, load_settings
@@ -40,19 +41,13 @@ def settings(
             default = "" if row["default"] is None else f" (default: {row['default']})"
             print(f"{row['name']}={row['value'] or ''}  # {row['meaning']}{default}")
         return
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for heading in ("setting", "value", "default", "meaning"):
-        table.add_column(heading, overflow="fold")
     for row in rows:
-        style = "bold" if row["set"] else ""
-        table.add_row(
-            str(row["name"]),
-            str(row["value"] or "-"),
-            str(row["default"] or "-"),
-            str(row["meaning"]),
-            style=style,
-        )
-    out.print(table, soft_wrap=False)
+        line = Text(f"{row['name']}", style="bold" if row["set"] else "")
+        line.append(f" = {row['value'] or '(not set)'}", style="green" if row["set"] else "")
+        if row["set"] and row["default"] is not None:
+            line.append(f"  default {row['default']}", style="dim")
+        out.print(line)
+        out.print(Padding(Text(str(row["meaning"]), style="dim"), (0, 0, 0, 4)), soft_wrap=False)
 
 
 def _shown(value: Any) -> str | None:
