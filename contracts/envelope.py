@@ -233,7 +233,7 @@ def _attribute(name: str, expected: str, headers: Mapping[str, bytes | None]) ->
 
 def _no_measurement_id(path: str) -> Violation:
     place = "the record's key" if path == "key" else f"the record's key, or in {path}"
-    return Violation(path, f"the measurement id in {place}", None)
+    return Violation("key", f"the measurement id in {place}", None)
 
 
 def _disagree(path: str, key: str, subject: str) -> Violation:

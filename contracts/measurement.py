@@ -83,7 +83,8 @@ class CellMeasurement(BaseModel):
     )
 
     id: str
-    cell_instance_id: str
+    cell_instance_id: str | None
+    """Null only where a row was written so elsewhere."""
     name: Name
     protocol: dict[str, Any] | None = None
     start_time: AwareDatetime | None = None

@@ -1,6 +1,7 @@
 """What is emitted for a record, and what is stored to emit it again byte for byte. Pure."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -115,33 +116,49 @@ def updated_answer(
 def stored_rejection(rejection: Rejection, form: AnswerForm) -> StoredRejection:
     """A rejection → what is kept and sent: everything as received, or cut to what the topic takes, saying so."""
     record = rejection.record
-    key, value, received = record.key, record.value, list(record.headers)
+    whole = record.value or b""
     left_out = []
-    if key is not None and len(key) > MAX_KEPT_BYTES:
-        key, left_out = None, ["key"]
-    if sum(len(_raw(name)) + len(content or b"") for name, content in received) > MAX_KEPT_BYTES:
-        received, left_out = [], [*left_out, "headers"]
-    stored = StoredRejection(
+    if len(record.key or b"") > MAX_KEPT_BYTES:
+        left_out.append("key")
+    if sum(len(_raw(name)) + len(content or b"") for name, content in record.headers) > MAX_KEPT_BYTES:
+        left_out.append("headers")
+    # more is left out only where the topic takes so little that cutting the value isn't enough
+    for leaving in (left_out, [*{*left_out, "headers"}], ["key", "headers"]):
+        stored = _stored(rejection, leaving)
+        excess = _size(stored, form, record.partition) - form.max_rejected_bytes
+        if not leaving and excess <= 0:
+            break
+        truncated: dict[str, object] = {"length": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+        if leaving:
+            truncated["left_out"] = sorted(leaving, reverse=True)
+        stored.truncated = orjson.dumps(truncated)
+        excess = _size(stored, form, record.partition) - form.max_rejected_bytes
+        if excess > 0:
+            stored.value = whole[: max(0, len(whole) - excess)]
+        if excess <= len(whole):
+            break
+    return stored
+
+
+def _stored(rejection: Rejection, left_out: Sequence[str]) -> StoredRejection:
+    record = rejection.record
+    headers = () if "headers" in left_out else record.headers
+    return StoredRejection(
         offset=record.offset,
         arrival=rejection.arrival,
-        key=key,
-        value=value,
-        header_names=[_raw(name) for name, _ in received],
-        header_values=[content for _, content in received],
+        key=None if "key" in left_out else record.key,
+        value=record.value,
+        header_names=[_raw(name) for name, _ in headers],
+        header_values=[content for _, content in headers],
         code=rejection.code,
         detail=rejection_detail(rejection.message, rejection.violations, rejection.total),
         truncated=None,
     )
-    answer = rejected_answer(stored, form, record.partition)
-    excess = wire_size(answer.key, answer.value, answer.headers) - form.max_rejected_bytes
-    if left_out or excess > 0:
-        whole = value or b""
-        truncated = {"length": len(whole), "sha256": hashlib.sha256(whole).hexdigest(), "left_out": left_out}
-        stored.truncated = orjson.dumps(truncated)
-        excess += len(stored.truncated) + len("rejection-truncated") + _HEADER_OVERHEAD
-        if excess > 0:
-            stored.value = whole[: max(0, len(whole) - excess)]
-    return stored
+
+
+def _size(stored: StoredRejection, form: AnswerForm, partition: int) -> int:
+    answer = rejected_answer(stored, form, partition)
+    return wire_size(answer.key, answer.value, answer.headers)
 
 
 def rejected_answer(stored: StoredRejection, form: AnswerForm, partition: int) -> Answer:

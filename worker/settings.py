@@ -3,8 +3,9 @@
 import re
 from datetime import timedelta
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
@@ -33,6 +34,33 @@ def _size(value: Any) -> Any:
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
+
+
+def _servers(value: str) -> str:
+    for server in value.split(","):
+        _, _, port = server.strip().rpartition(":")
+        if not re.fullmatch(r"\[?[^\s\[\]/]+\]?:[0-9]{1,5}", server.strip()) or not 0 < int(port) < 65_536:
+            raise ValueError("expected brokers as host:port, comma-separated")
+    return value
+
+
+def _dsn(value: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(value.get_secret_value())
+        hosts = parts.netloc.rpartition("@")[2].split(
+            ","
+        )  # there may be several, or none (a socket's directory)
+        ports = [urlsplit(f"//{host}").port for host in hosts]
+        well_formed = parts.scheme in ("postgresql", "postgres") and 0 not in ports
+    except ValueError:  # a port that is none
+        well_formed = False
+    if not well_formed:
+        raise ValueError("expected postgresql://user:password@host:port/name")
+    return value
+
+
+Servers = Annotated[str, AfterValidator(_servers)]
+Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
 TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 
 
@@ -41,10 +69,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
 
-    kafka_bootstrap_servers: str | None = Field(
-        None, min_length=1, description="Kafka brokers, host:port, comma-separated"
+    kafka_bootstrap_servers: Servers | None = Field(
+        None, description="Kafka brokers, host:port, comma-separated"
     )
-    database_url: SecretStr | None = Field(
+    database_url: Dsn | None = Field(
         None, description="the Postgres database, postgresql://user:password@host:port/name"
     )
     worker_group: str = Field("measurement-update-worker", min_length=1, description="consumer group")
@@ -119,26 +147,32 @@ class Settings(BaseSettings):
             raise SettingsError(_NO_DATABASE)
         return self.database_url.get_secret_value()
 
-    def expect_servers(self) -> None:
-        """Raises SettingsError naming what is missing of the two, both at once."""
-        missing = [_NO_KAFKA] * (self.kafka_bootstrap_servers is None) + [_NO_DATABASE] * (
-            self.database_url is None
-        )
-        if missing:
-            raise SettingsError("\n".join(missing))
-
 
 _NO_KAFKA = "KAFKA_BOOTSTRAP_SERVERS: expected brokers as host:port, found nothing"
 _NO_DATABASE = "DATABASE_URL: expected postgresql://user:password@host:port/name, found nothing"
 
 
-def load_settings(**overrides: Any) -> Settings:
+class _WithServers(Settings):
+    """Settings of a command that needs both servers: what is missing is a violation like any other."""
+
+    kafka_bootstrap_servers: Servers
+    database_url: Dsn
+
+
+def load_settings(*, with_servers: bool = False, **overrides: Any) -> Settings:
     """Read the environment and `.env`; `overrides` win. Raises SettingsError naming every violation."""
     try:
-        return Settings(**overrides)
+        return (_WithServers if with_servers else Settings)(**overrides)
     except ValidationError as error:
+        missing = {"KAFKA_BOOTSTRAP_SERVERS": _NO_KAFKA, "DATABASE_URL": _NO_DATABASE}
         lines = []
         for violation in error.errors():
-            name = ".".join(str(part) for part in violation["loc"]).upper() or "SETTINGS"
-            lines.append(f"{name}: {violation['msg']}, found {violation['input']!r}")
+            name = ".".join(str(part) for part in violation["loc"]).upper()
+            message = violation["msg"].removeprefix("Value error, ")
+            if violation["type"] == "missing":
+                lines.append(missing[name])
+            elif name in ("", "DATABASE_URL"):  # what was found holds a secret: all settings, or the password
+                lines.append(f"{name}: {message}".removeprefix(": "))
+            else:
+                lines.append(f"{name}: {message}, found {violation['input']!r}")
         raise SettingsError("\n".join(lines)) from None

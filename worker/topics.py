@@ -1,7 +1,7 @@
 """The three topics: made as the contract wants them, or checked against it."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,8 @@ _NINETY_DAYS_MS = 90 * 24 * 3600 * 1000
 _ENVELOPE_BYTES = 256 * 1024
 """Key and headers (64 KiB each), the batch's and the record's own bytes, and some that are over the limit."""
 UPDATED_MAX_BYTES = 8 * _MIB
+_LEAST_REJECTED_BYTES = 32 * 1024
+"""The reason (16 KiB), the event's place and what the batch takes, without key, value and headers as received."""
 
 _TIMEOUT = 30.0
 
@@ -78,6 +80,15 @@ async def create_topics(settings: Settings) -> list[TopicState]:
     return states
 
 
+def differing_partitions(states: Sequence[TopicState], settings: Settings) -> None:
+    """A topic may well have more partitions than WORKER_PARTITIONS: whoever makes topics wants to know it, `run` doesn't."""
+    for state in states:
+        if state.partitions not in (0, settings.worker_partitions):
+            state.warnings.append(
+                f"partitions: expected {settings.worker_partitions} (WORKER_PARTITIONS), found {state.partitions}"
+            )
+
+
 async def check_topics(settings: Settings) -> tuple[str, list[TopicState]]:
     """The cluster's id, and the topics as they are. Raises DependencyAway."""
     async with _Admin(settings.bootstrap_servers) as admin:
@@ -135,7 +146,24 @@ def _judge(state: TopicState, config: Mapping[str, str], settings: Settings) -> 
                 f"max.message.bytes: expected at least {input_max_bytes(settings)}, found {state.max_message_bytes}:"
                 " larger events are refused by the broker instead of rejected with a reason"
             )
-    if state.purpose == "rejected" and state.max_message_bytes < input_max_bytes(settings) + _ENVELOPE_BYTES:
+        if 0 <= int(config["retention.ms"]) < _NINETY_DAYS_MS:
+            state.warnings.append(
+                f"retention.ms: expected at least {_NINETY_DAYS_MS} (90 days), found {config['retention.ms']}:"
+                " a database restored from an older backup can't be caught up from the log"
+            )
+    if state.purpose == "updated" and state.max_message_bytes < UPDATED_MAX_BYTES:
+        state.warnings.append(
+            f"max.message.bytes: expected at least {UPDATED_MAX_BYTES}, found {state.max_message_bytes}:"
+            " updates of larger measurements are rejected as answer_too_large"
+        )
+    if state.purpose == "rejected" and state.max_message_bytes < _LEAST_REJECTED_BYTES:
+        state.faults.append(
+            f"max.message.bytes: expected at least {_LEAST_REJECTED_BYTES}, found {state.max_message_bytes}:"
+            " the reason alone may take that much"
+        )
+    elif (
+        state.purpose == "rejected" and state.max_message_bytes < input_max_bytes(settings) + _ENVELOPE_BYTES
+    ):
         state.warnings.append(
             f"max.message.bytes: expected at least {input_max_bytes(settings) + _ENVELOPE_BYTES},"
             f" found {state.max_message_bytes}: larger rejected events are cut"

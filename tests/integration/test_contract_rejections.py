@@ -63,7 +63,7 @@ CASES = {
     "no key": Bad("invalid_event", "key", key=None),
     "a key that isn't UTF-8": Bad("invalid_event", "key", key=b"m-\xff"),
     "a key with U+0000": Bad("invalid_event", "key", key=b"m\x00"),
-    "no key and no subject": Bad("invalid_event", "ce_subject", GOOD, ENVELOPE, key=None),
+    "no key and no subject": Bad("invalid_event", "key", GOOD, ENVELOPE, key=None),
     "key and subject differ": Bad(
         "invalid_event", "ce_subject", GOOD, envelope(ce_subject=b"m-2"), found="m-2"
     ),

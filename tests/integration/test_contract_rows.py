@@ -21,7 +21,6 @@ UNREADABLE = {
     "properties true": ("properties = 'true'", "$.properties"),
     "file_metadata a list": ("file_metadata = '[]'", "$.file_metadata"),
     "unknown type": ("measurement_type = 'other'", "$.measurement_type"),
-    "no cell": ("cell_instance_id = NULL", "$.cell_instance_id"),
     "created at infinity": ("created_at = 'infinity'", "$.created_at"),
     "created in 20000": ("created_at = '20000-01-01'", "$.created_at"),
     "created before Christ": ("created_at = '0044-03-15 BC'", "$.created_at"),

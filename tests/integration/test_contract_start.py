@@ -306,5 +306,5 @@ async def test_records_of_a_producers_clock_take_the_arrival_of_the_record_befor
         if not answer.rejected
     ]
     assert times[1:] == [known.timestamp, known.timestamp, last.timestamp]
-    assert answers[0].model["updated_at"] == "2026-01-01T00:00:00Z", "never back"
+    assert answers[0].model["updated_at"] == "2026-01-01T00:00:00.000000Z", "never back"
     assert [answer.revision for answer in answers if not answer.rejected] == [1, 2, 3, 4]

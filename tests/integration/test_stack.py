@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psutil
@@ -80,7 +81,7 @@ def wait_for(condition: Callable[[], bool], within: float = 15) -> None:
         time.sleep(0.05)
 
 
-def nothing_set(**given: str) -> Settings:
+def nothing_set(**given: Any) -> Settings:
     return load_settings(_env_file=None, **given)
 
 

@@ -52,7 +52,7 @@ def test_the_three_topics_must_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_run_names_both_servers_that_are_missing() -> None:
     with pytest.raises(SettingsError) as error:
-        load_settings().expect_servers()
+        load_settings(with_servers=True)
     assert "KAFKA_BOOTSTRAP_SERVERS" in str(error.value)
     assert "DATABASE_URL" in str(error.value)
 
@@ -73,3 +73,64 @@ def test_settings_lists_each_with_its_meaning_and_masks_the_secret(monkeypatch: 
     assert "postgresql://lab:***@db.example/cells" in shown
     assert "secret" not in shown
     assert "WORKER_DRAIN_TIMEOUT=20s  # SIGTERM ends the process" in shown
+
+
+@pytest.mark.parametrize("command", ["settings", "run"])
+def test_no_message_shows_the_password(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://lab:secret@db.example/cells?sslpassword=secret")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
+    monkeypatch.setenv("WORKER_UPDATED_TOPIC", "measurement-updates")
+    result = CliRunner().invoke(app, [command])
+    assert isinstance(result.exception, SettingsError)
+    assert "must differ" in str(result.exception)
+    assert "secret" not in result.output + str(result.exception)
+
+
+def test_a_password_in_the_query_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "DATABASE_URL", "postgresql://u:secret@h/db?password=secret&sslmode=require&sslpassword=secret"
+    )
+    shown = CliRunner().invoke(app, ["settings"]).output
+    assert "postgresql://u:***@h/db?password=***&sslmode=require&sslpassword=***" in shown
+    assert "secret" not in shown
+
+
+@pytest.mark.parametrize(
+    "dsn", ["mysql://u:secret@h/db", "postgresql://u:secret@h:99999/db", "h:5432/secret", ""]
+)
+def test_a_database_url_that_is_none_is_told_at_once_and_not_shown(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", dsn)
+    monkeypatch.setenv("WORKER_PARTITIONS", "0")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert "DATABASE_URL: expected postgresql://user:password@host:port/name" in str(error.value)
+    assert "WORKER_PARTITIONS" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql:///cells?host=/run/postgresql",
+        "postgres://u:p@a:5432,b:5433/cells",
+        "postgresql://u:p@[::1]/cells",
+    ],
+)
+def test_a_database_url_may_name_a_socket_or_several_hosts(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", dsn)
+    assert load_settings().dsn == dsn
+
+
+@pytest.mark.parametrize("servers", ["nohost", "a:1,b", "a:0", "a:99999", "http://a:9092", ""])
+def test_brokers_are_host_and_port(servers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", servers)
+    with pytest.raises(SettingsError, match="KAFKA_BOOTSTRAP_SERVERS: expected brokers as host:port"):
+        load_settings()
+
+
+@pytest.mark.parametrize("servers", ["localhost:9092", "a.example:9092,b.example:9093", "[::1]:9092"])
+def test_brokers_may_be_several(servers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", servers)
+    assert load_settings().bootstrap_servers == servers

@@ -24,7 +24,7 @@ app = typer.Typer(
 Partition = Annotated[
     str, typer.Argument(metavar="TOPIC/PARTITION", help="for example measurement-updates/0")
 ]
-Why = Annotated[str, typer.Option("--why", help="The reason, kept with your name.", prompt=True)]
+Why = Annotated[str, typer.Option("--why", help="The reason, kept with your name.")]
 By = Annotated[str | None, typer.Option("--by", help="Who decides (default: the present user).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

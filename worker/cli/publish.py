@@ -24,7 +24,7 @@ from worker.cli.update_file import Format, Row, Rules, Updates, describe, read_r
 from worker.errors import DependencyAway
 from worker.settings import Settings, load_settings
 
-SOURCE = "measurement-updates publish"
+SOURCE = "measurement-updates/publish"
 _IN_FLIGHT = 2_000
 _STALLED_AFTER = 30.0  # seconds without an acknowledgement
 _LISTED = 1_000  # violations in --json; on stderr all of them

@@ -11,7 +11,6 @@ def run() -> None:
     SIGTERM or Ctrl-C finishes what is in flight and exits 0 within WORKER_DRAIN_TIMEOUT. While Kafka or Postgres is
     away it waits, says so in its log, and goes on. Run as many as you like: they share the partitions.
     """
-    settings = load_settings()
-    settings.expect_servers()
+    settings = load_settings(with_servers=True)
     configure_logs(settings.worker_log_level)
     run_worker(settings)

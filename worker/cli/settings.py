@@ -1,5 +1,6 @@
 """`settings`: every setting, its meaning, default and present value."""
 
+import re
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -65,10 +66,9 @@ def _shown(value: Any) -> str | None:
 
 
 def _without_password(url: str) -> str:
-    """`postgresql://user:***@host/name`: which database it is helps, the secret doesn't."""
-    scheme, separator, rest = url.partition("://")
+    """`postgresql://user:***@host/name?password=***`: which database it is helps, the secret doesn't."""
+    scheme, _, rest = url.partition("://")
     credentials, at, place = rest.rpartition("@")
-    if not separator or not at:
-        return "***" if "password" in url else url
     user, colon, _ = credentials.partition(":")
-    return f"{scheme}://{user}{':***' if colon else ''}@{place}"
+    place = re.sub(r"(password=)[^&]*", r"\1***", place, flags=re.IGNORECASE)
+    return f"{scheme}://{user}{':***' if colon else ''}{at}{place}"

@@ -9,7 +9,7 @@ import typer
 
 from worker.cli.terminal import err, out
 from worker.settings import load_settings
-from worker.topics import check_topics, create_topics
+from worker.topics import check_topics, create_topics, differing_partitions
 
 
 def topics(
@@ -22,6 +22,7 @@ def topics(
     """
     settings = load_settings()
     states = asyncio.run(check_topics(settings))[1] if check else asyncio.run(create_topics(settings))
+    differing_partitions(states, settings)
     if json:
         print(orjson.dumps({"topics": [asdict(state) for state in states]}).decode())
     else:
