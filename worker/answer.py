@@ -1,7 +1,7 @@
 """What is emitted for a record, and what is stored to emit it again byte for byte. Pure."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import orjson
@@ -123,7 +123,8 @@ def stored_rejection(rejection: Rejection, form: AnswerForm) -> StoredRejection:
     if sum(len(_raw(name)) + len(content or b"") for name, content in record.headers) > MAX_KEPT_BYTES:
         left_out.append("headers")
     # more is left out only where the topic takes so little that cutting the value isn't enough
-    for leaving in (left_out, [*{*left_out, "headers"}], ["key", "headers"]):
+    there_is = ["headers"] * bool(record.headers) + ["key"] * (record.key is not None)
+    for leaving in (left_out, {*left_out, *there_is[:1]}, there_is):
         stored = _stored(rejection, leaving)
         excess = _size(stored, form, record.partition) - form.max_rejected_bytes
         if not leaving and excess <= 0:
@@ -133,14 +134,14 @@ def stored_rejection(rejection: Rejection, form: AnswerForm) -> StoredRejection:
             truncated["left_out"] = sorted(leaving, reverse=True)
         stored.truncated = orjson.dumps(truncated)
         excess = _size(stored, form, record.partition) - form.max_rejected_bytes
-        if excess > 0:
+        if excess > 0 and record.value is not None:
             stored.value = whole[: max(0, len(whole) - excess)]
         if excess <= len(whole):
             break
     return stored
 
 
-def _stored(rejection: Rejection, left_out: Sequence[str]) -> StoredRejection:
+def _stored(rejection: Rejection, left_out: Collection[str]) -> StoredRejection:
     record = rejection.record
     headers = () if "headers" in left_out else record.headers
     return StoredRejection(
