@@ -78,7 +78,7 @@ def wire_size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
     """An upper bound of what a batch of this one record takes, in bytes."""
     size = _RECORD_OVERHEAD + len(key or b"") + len(value or b"")
     for name, content in headers:
-        size += len(name.encode()) + len(content or b"") + _HEADER_OVERHEAD
+        size += (len(name) if name.isascii() else len(name.encode())) + len(content or b"") + _HEADER_OVERHEAD
     return size
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -27,6 +28,7 @@ def timestamp_of(arrival: int) -> int:
     return arrival * 1000 - _MICROSECONDS_TO_2000
 
 
+@lru_cache(maxsize=16_384)  # a batch's events have few different arrivals
 def iso8601(timestamp: int) -> str:
     """Postgres' microseconds since 2000 → `2026-01-31T12:00:00.123000Z`; always six digits, so that text sorts as time."""
     return (_EPOCH + timedelta(microseconds=timestamp)).isoformat(timespec="microseconds")[:-6] + "Z"

@@ -52,8 +52,8 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--events", type=int, default=60_000)
-    parser.add_argument("--measurements", type=int, default=30_000)
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--measurements", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--json", action="store_true")

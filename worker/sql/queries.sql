@@ -91,17 +91,6 @@ FROM unnest($1::text[], $2::boolean[], $3::text[], $4::boolean[], $5::jsonb[], $
            properties_position, updated_at, revision, answer_offset)
 WHERE m.id = u.id;
 
--- name: insert_applied
-INSERT INTO measurement_updates.applied_updates
-    (lane, log_offset, arrival, identity, content, measurement_id, event_source, event_id, traceparent, revision,
-     changed, previous_lane, previous_offset, answer_source, answer)
-SELECT $1, u.log_offset, u.arrival, u.identity, u.content, u.measurement_id, u.event_source, u.event_id, u.traceparent,
-       u.revision, u.changed, u.previous_lane, u.previous_offset, $2, u.answer
-FROM unnest($3::bigint[], $4::bigint[], $5::bytea[], $6::bytea[], $7::text[], $8::text[], $9::text[], $10::text[],
-            $11::bigint[], $12::text[], $13::integer[], $14::bigint[], $15::text[])
-     AS u (log_offset, arrival, identity, content, measurement_id, event_source, event_id, traceparent, revision,
-           changed, previous_lane, previous_offset, answer);
-
 -- name: insert_rejected
 -- One by one (executemany): rejections are few, and arrays of arrays don't unnest.
 INSERT INTO measurement_updates.rejected_updates
