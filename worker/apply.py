@@ -128,7 +128,7 @@ async def apply(
     return result
 
 
-def clock_stop(position: LanePosition, event: Update | Rejection, topic: str, partition: int) -> LaneStopped:
+def clock_stop(event: Update | Rejection, topic: str, partition: int) -> LaneStopped:
     """The first record that isn't applied is stamped too far in the future."""
     return LaneStopped(
         f"record {topic}/{partition}/{event.record.offset} is stamped {event.arrival} ms, more than 5 minutes ahead of"

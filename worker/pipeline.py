@@ -21,9 +21,6 @@ class Decided:
 
     answers: Sequence[Answer]
     next_offset: int
-    applied: int = 0
-    duplicates: int = 0
-    rejected: int = 0
 
 
 def decode_batch(
@@ -63,7 +60,7 @@ async def apply_batch(
             admitted = [event for event in batch.events if event.arrival <= ahead.latest]
             first = batch.events[len(admitted)]
             if not admitted:
-                raise clock_stop(position, first, ground.form.updates_topic, ground.partition) from None
+                raise clock_stop(first, ground.form.updates_topic, ground.partition) from None
             todo += [
                 Batch(batch.events[len(admitted) :], batch.next_offset),
                 Batch(admitted, first.record.offset),
@@ -82,9 +79,7 @@ async def apply_batch(
                     raise
         else:
             reached("between_commits")
-            yield Decided(
-                plan.answers, batch.next_offset, len(plan.applied), plan.duplicates, len(plan.rejected)
-            )
+            yield Decided(plan.answers, batch.next_offset)
 
 
 def _in_pieces(batch: Batch, size: int) -> list[Batch]:

@@ -79,11 +79,9 @@ async def take_over(tp: TopicPartition, parts: LaneParts, emit: EmitInOrder) -> 
 
         connection = await connect_lane(settings.dsn, application=f"measurement-updates lane {tp.partition}")
         stack.push_async_callback(close, connection)
-        committed_before = None
         row = await connection.fetchrow(queries()["find_lane"], tp.topic, tp.partition)
         if row is None:
-            committed_before = await input_log.committed(tp)
-            row = await _begin(connection, tp, parts, committed_before)
+            row = await _begin(connection, tp, parts, await input_log.committed(tp))
         _refuse_foreign(row, parts)
         await connection.fetch(queries()["end_former_owner"], row["lane"])
         row = await connection.fetchrow(queries()["raise_epoch"], row["lane"], parts.owner)  # 3
