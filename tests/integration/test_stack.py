@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +166,22 @@ def test_a_server_that_ends_at_once_says_why(temporary: Path) -> None:
         EmbeddedKafka(heap="nonsense", console=QUIET).__enter__()
 
 
-def start_command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """`measurement-updates stack` in a process group of its own: a signal to that is as from a terminal."""
-    return subprocess.Popen(
+@contextmanager
+def start_command(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """`measurement-updates stack` in a process group of its own: a signal to that is as from a terminal. Killed where a
+    test fails: it would wait for its end for ever."""
+    with subprocess.Popen(
         [Path(sys.executable).with_name("measurement-updates"), "stack", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | environment,
         process_group=0,
-    )
+    ) as command:
+        try:
+            yield command
+        finally:
+            if command.poll() is None:
+                command.kill()
 
 
 def test_the_command_prints_two_variables_and_ends_with_0_at_ctrl_c(temporary: Path) -> None:

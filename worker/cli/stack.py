@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -49,7 +50,8 @@ def stack(
             )
             try:
                 while True:
-                    signal.pause()
+                    # not signal.pause(): a signal that comes just before it would be slept over
+                    time.sleep(0.5)
             finally:
                 # Stopping is bounded, and a second Ctrl-C would only cut it short.
                 for number in (signal.SIGINT, signal.SIGTERM):
