@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,16 @@ Place = tuple[int, int]
 """(partition, offset) in the input log."""
 
 COMMAND = Path(sys.executable).with_name("measurement-updates")
+
+
+async def until(state: Callable[[], Awaitable[bool]], what: str, timeout: float = 20) -> None:
+    """Look until it holds: the one place where tests poll. Raises AssertionError after `timeout` seconds."""
+    try:
+        async with asyncio.timeout(timeout):
+            while not await state():  # noqa: ASYNC110  # it comes true in other processes
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout:.0f} s: {what}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,13 +301,12 @@ class System:
         )
         await consumer.start()
         try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    ends = await consumer.end_offsets(self.partitions())
-                    committed = {tp: await consumer.committed(tp) or 0 for tp in self.partitions()}
-                    if all(committed[tp] >= ends[tp] for tp in self.partitions()):
-                        return
-                    await asyncio.sleep(0.05)
+
+            async def all_answered() -> bool:
+                ends = await consumer.end_offsets(self.partitions())
+                return all([(await consumer.committed(tp) or 0) >= ends[tp] for tp in self.partitions()])
+
+            await until(all_answered, "every record of the input is answered", timeout)
         finally:
             await consumer.stop()
 
@@ -306,12 +315,14 @@ class System:
         without `count`, all after everything is settled. In log order by partition, the topics one after the other."""
         if count is None:
             await self.settled(timeout)
-        found = await self._read()
-        if count is not None:
-            async with asyncio.timeout(timeout):
-                while len(found) < count:
-                    await asyncio.sleep(0.05)
-                    found = await self._read()
+            return await self._read()
+        found: list[Answer] = []
+
+        async def are_there() -> bool:
+            found[:] = await self._read()
+            return len(found) >= count
+
+        await until(are_there, f"{count} answers", timeout)
         return found
 
     async def answers_to(self, *records: RecordMetadata) -> list[Answer]:

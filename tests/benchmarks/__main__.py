@@ -31,7 +31,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from contracts.cloudevents import binary_update
-from tests.system import System, system
+from tests.system import System, system, until
 from worker.database import migrate
 from worker.settings import load_settings
 from worker.stack import running_stack
@@ -145,7 +145,14 @@ async def _worker(bench: System, events: int) -> Result:
         consumer = _subscriber(bench, bench.settings.worker_updated_topic, committed=True)
         await consumer.start()
         try:
-            await _until(lambda: _decided(bench), process, log)
+
+            async def has_begun() -> bool:
+                if process.poll() is not None:
+                    log.seek(0)
+                    sys.exit(f"the worker ended with {process.returncode}:\n{log.read().decode()}")
+                return await _decided(bench) > 0
+
+            await until(has_begun, "the worker has decided a record", timeout=60)
             before, began, already = _cpu(process.pid), time.monotonic(), await _decided(bench)
             seen = await _count(consumer, events)
             took, after = time.monotonic() - began, _cpu(process.pid)
@@ -160,15 +167,6 @@ async def _decided(bench: System) -> int:
     return int(
         await bench.database.fetchval("SELECT coalesce(sum(next_to_apply), 0) FROM measurement_updates.lanes")
     )
-
-
-async def _until(done, process: "subprocess.Popen[bytes]", log) -> None:  # type: ignore[no-untyped-def]
-    async with asyncio.timeout(60):
-        while not await done():
-            if process.poll() is not None:
-                log.seek(0)
-                sys.exit(f"the worker ended with {process.returncode}:\n{log.read().decode()}")
-            await asyncio.sleep(0.01)
 
 
 async def _count(consumer: AIOKafkaConsumer, expected: int) -> int:

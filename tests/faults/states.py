@@ -1,27 +1,16 @@
 """Named states to wait for, each in bounded time."""
 
-import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
 
-from tests.system import System
-
-
-async def until(state: Callable[[], Awaitable[bool]], what: str, timeout: float = 20) -> None:
-    """Look until it holds. Raises AssertionError after `timeout` seconds."""
-    try:
-        async with asyncio.timeout(timeout):
-            while not await state():  # noqa: ASYNC110  # it comes true in other processes
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not within {timeout:.0f} s: {what}") from None
+from tests.system import System, until
 
 
 async def applied_up_to(system: System) -> int:

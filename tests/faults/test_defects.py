@@ -13,8 +13,8 @@ from faststream.kafka import KafkaBroker
 
 from tests.faults.checker import check
 from tests.faults.load import Load
-from tests.faults.states import applied, applied_up_to, held, lanes_wait, until
-from tests.system import System
+from tests.faults.states import applied, applied_up_to, held, lanes_wait
+from tests.system import System, until
 from worker import app, lane
 from worker.app import Worker
 from worker.emit import Emitter

@@ -8,8 +8,8 @@ import pytest
 
 from tests.faults.checker import check
 from tests.faults.load import Load
-from tests.faults.states import applied, exit_code, held, lanes_wait, shared, stops, until
-from tests.system import System
+from tests.faults.states import applied, exit_code, held, lanes_wait, shared, stops
+from tests.system import System, until
 from worker.emit import Emitter
 
 

@@ -9,8 +9,8 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from tests.faults.checker import place_of
-from tests.faults.states import Log, stops, until
-from tests.system import COMMAND, System
+from tests.faults.states import Log, stops
+from tests.system import COMMAND, System, until
 from worker.answer import AnswerForm
 from worker.apply import Batch, LanePosition
 from worker.database import close, connect_lane

@@ -5,8 +5,8 @@ from collections import defaultdict
 
 from tests.faults.checker import Place, check, place_of
 from tests.faults.load import Load, seed
-from tests.faults.states import Log, applied, held, lanes_wait, until
-from tests.system import Header, System
+from tests.faults.states import Log, applied, held, lanes_wait
+from tests.system import Header, System, until
 
 LANES = "datname = current_database() AND application_name LIKE 'measurement-updates lane%'"
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import orjson
 
-from tests.system import Header, System
+from tests.system import Header, System, until
 
 CYCLER: tuple[Header, ...] = (
     ("ce_specversion", b"1.0"),
@@ -167,11 +167,10 @@ async def test_an_identity_counts_for_its_retention_and_no_longer(lab: System) -
     retention = timedelta(milliseconds=1_500)
 
     async def until_after(arrival: int) -> None:
-        while True:  # its topic's clock is the broker's
-            sent = await lab.publish("clock", b"tick")
-            if sent.timestamp >= arrival:
-                return
-            await asyncio.sleep((arrival - sent.timestamp) / 1000)
+        async def is_past() -> bool:  # a record's stamp is the broker's clock
+            return int((await lab.publish("clock", b"tick")).timestamp) >= arrival
+
+        await until(is_past, "the broker's clock is past the retention")
 
     async with lab.worker(worker_identity_retention=retention):
         first = await lab.update("m-1", {"notes": "a"}, id="e-1")

@@ -18,8 +18,7 @@ from aiokafka.protocol.admin import DeleteGroupsRequest_v1
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from tests.faults.states import until
-from tests.system import Answer, System
+from tests.system import Answer, System, until
 from worker.stack import Stack
 from worker.topics import create_topics
 

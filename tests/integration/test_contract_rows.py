@@ -1,6 +1,5 @@
 """What stands in the database: rows that the model can't express, data that is refused, a table that is empty."""
 
-import asyncio
 from typing import Any
 
 import asyncpg
@@ -8,8 +7,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults.states import until
-from tests.system import Header, System
+from tests.system import Header, System, until
 
 UNREADABLE = {
     "name NULL": ("name = NULL", "$.name"),
@@ -275,4 +273,3 @@ async def test_every_decision_is_kept_with_what_it_was_made_of(lab: System) -> N
     for lane in lanes:
         assert lane["next_to_apply"] == lane["next_to_answer"], "answered is noted at a clean stop"
     assert sum(lane["next_to_apply"] for lane in lanes) == 2
-    await asyncio.sleep(0)

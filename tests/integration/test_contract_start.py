@@ -13,8 +13,7 @@ import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from tests.faults.states import until
-from tests.system import COMMAND, System
+from tests.system import COMMAND, System, until
 from worker.app import Worker
 from worker.database import migrate
 from worker.errors import Fatal

@@ -1,7 +1,6 @@
 """An update that Postgres swallows without an error is never answered as applied."""
 
-from tests.faults.states import until
-from tests.system import System
+from tests.system import System, until
 
 
 async def test_a_trigger_that_swallows_updates_makes_the_lane_wait_until_it_is_gone(lab: System) -> None:

@@ -8,7 +8,7 @@ import signal
 import stat
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import orjson
@@ -99,9 +99,10 @@ def _seconds(timeout: str | None) -> float | None:
     if timeout is None:
         return None
     try:
-        return TypeAdapter[Any](Duration).validate_python(timeout).total_seconds()  # type: ignore[no-any-return]
+        duration: timedelta = TypeAdapter[Any](Duration).validate_python(timeout)
     except ValidationError:
-        return fail(f"--timeout: expected seconds, or a number with a unit: 20s, 15m; found {timeout}", 2)
+        fail(f"--timeout: expected seconds, or a number with a unit: 20s, 15m; found {timeout}", 2)
+    return duration.total_seconds()
 
 
 class _Watching:
