@@ -137,13 +137,17 @@ class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no 
                 return fetched
         return None
 
-    def _take(self, tp: TopicPartition, result: Any) -> Fetched | None:
+    @staticmethod
+    def _take(tp: TopicPartition, result: Any) -> Fetched | None:
         position = result._partition_records.next_fetch_offset
         try:
             records = result.getall(_RECORDS_AT_ONCE)
-        except CorruptRecordException as error:
-            result._partition_records = None  # fetched again from the position that stands
-            return Fetched(tp.topic, tp.partition, -1, -1, [], error)
+        except Exception as error:
+            # whatever the bytes make a decompressor or a parser say: this partition's trouble, not that of all. It is
+            # fetched again from the position that stands, and its lane says so
+            result._partition_records = None
+            corrupt = CorruptRecordException(f"{tp.topic}/{tp.partition} from {position} on: {error!r}")
+            return Fetched(tp.topic, tp.partition, -1, -1, [], corrupt)
         next_offset = result._assignment.state_value(tp).position
         if next_offset == position:
             return None
