@@ -7,10 +7,10 @@ import orjson
 from tests.system import COMMAND, System
 
 
-async def lanes(lab: System, *arguments: str) -> tuple[int, str, str]:
+async def lanes(lab: System, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """Exit code, standard output, standard error."""
     process = await asyncio.create_subprocess_exec(
-        COMMAND, "lanes", *arguments, env=lab.environment,
+        COMMAND, "lanes", *arguments, env={**lab.environment, **environment},
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, errors = await asyncio.wait_for(process.communicate(), 60)
@@ -59,3 +59,15 @@ async def test_a_decision_that_does_not_fit_is_refused_with_what_was_expected(la
         assert found == code, errors
         assert words in errors
     assert await lab.database.fetchval("SELECT count(*) FROM measurement_updates.lane_decisions") == 0
+
+
+async def test_a_server_that_is_away_is_one_message(lab: System) -> None:
+    for name, away, words in (
+        ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1", "Kafka can't be reached at 127.0.0.1:1"),
+        ("DATABASE_URL", "postgresql://a@127.0.0.1:1/b", "Postgres can't be reached"),
+    ):
+        code, out, errors = await lanes(lab, "skip", f"{lab.updates}/0", "--why", "w", **{name: away})
+        assert (code, out) == (1, "")
+        assert errors.startswith("error: ")
+        assert words in errors
+        assert "Traceback" not in errors

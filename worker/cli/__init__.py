@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted."""
 
+import logging
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -8,7 +9,8 @@ import typer
 
 from worker.cli import demo, lanes, migrate, publish, run, settings, stack, topics, watch
 from worker.cli.terminal import err
-from worker.errors import SettingsError, WorkerError
+from worker.errors import SettingsError
+from worker.retry import as_worker_error
 
 app = typer.Typer(
     name="measurement-updates",
@@ -29,11 +31,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     _: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "run":
+        # A client's retries are no news; what ends a command, the command says. A worker's log has them.
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 for command in (
@@ -51,12 +56,15 @@ app.add_typer(lanes.app)
 
 
 def main() -> None:
-    """Every error that this product raises on purpose ends here, as one message."""
+    """Every error that is foreseen, ours or that of a server which is away, ends here as one message."""
     try:
         app()
-    except WorkerError as error:
-        err.print("[red]error:[/red] ", end="")
-        err.print(str(error), markup=False)
-        sys.exit(2 if isinstance(error, SettingsError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        known = as_worker_error(error)
+        if known is None:
+            raise
+        err.print("[red]error:[/red] ", end="")
+        err.print(str(known), markup=False)
+        sys.exit(2 if isinstance(known, SettingsError) else 1)

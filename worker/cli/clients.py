@@ -1,8 +1,7 @@
-"""Kafka clients for commands: bounded in time, quiet in the log, their errors in words."""
+"""Kafka clients for commands: bounded in time, their errors in words."""
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -77,8 +76,6 @@ _LARGEST = 64 * 1024**2
 @contextlib.asynccontextmanager
 async def _started(client: AIOKafkaProducer | AIOKafkaConsumer, settings: Settings) -> AsyncIterator[None]:
     servers = settings.bootstrap_servers
-    # Their retries are no news; what ends a command is said by the command.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         try:
             async with asyncio.timeout(_START_WITHIN):

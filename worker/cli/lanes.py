@@ -12,8 +12,9 @@ from aiokafka import TopicPartition
 from worker.cli.terminal import out
 from worker.database import close, connect
 from worker.errors import SettingsError
-from worker.lane_decisions import Decided, Decision, decide
+from worker.lane_decisions import Decision, DecisionResult, decide
 from worker.settings import Settings, load_settings
+from worker.sql import queries
 
 app = typer.Typer(
     name="lanes",
@@ -81,7 +82,7 @@ def _decide(partition: str, decision: Decision, by: str | None, why: str, json: 
 
 async def _carry_out(
     settings: Settings, tp: TopicPartition, decision: Decision, by: str, why: str
-) -> Decided:
+) -> DecisionResult:
     connection = await connect(settings.dsn, application="measurement-updates lanes")
     try:
         return await decide(connection, settings, tp, decision, by, why)
@@ -92,11 +93,7 @@ async def _carry_out(
 async def _list(settings: Settings) -> Sequence[dict[str, Any]]:
     connection = await connect(settings.dsn, application="measurement-updates lanes")
     try:
-        rows = await connection.fetch(
-            """SELECT topic, partition, next_to_apply, next_to_answer, duplicates, epoch, owner,
-                      retired_at IS NOT NULL AS retired
-               FROM measurement_updates.lanes ORDER BY topic, partition, lane"""
-        )
+        rows = await connection.fetch(queries()["all_lanes"])
     finally:
         await close(connection)
     return [dict(row) for row in rows]

@@ -9,6 +9,32 @@ INSERT INTO measurement_updates.lanes (topic, partition, cluster, consumer_group
 VALUES ($1, $2, $3, $4, $5, $5)
 ON CONFLICT DO NOTHING;
 
+-- name: lock_lane
+-- For an operator's decision. $1 topic, $2 partition
+SELECT * FROM measurement_updates.lanes WHERE topic = $1 AND partition = $2 AND retired_at IS NULL FOR UPDATE;
+
+-- name: skip_to
+-- A decision raises the epoch: the owner, if there is one, takes the lane over again and finds it. $1 lane, $2 offset
+UPDATE measurement_updates.lanes
+SET next_to_apply = $2, last_offset = NULL, last_timestamp = NULL, last_digest = NULL, epoch = epoch + 1
+WHERE lane = $1;
+
+-- name: accept_until
+-- $1 lane, $2 arrival in ms
+UPDATE measurement_updates.lanes SET accepted_until = $2, epoch = epoch + 1 WHERE lane = $1;
+
+-- name: retire_lane
+-- $1 lane
+UPDATE measurement_updates.lanes SET retired_at = clock_timestamp(), epoch = epoch + 1 WHERE lane = $1;
+
+-- name: keep_decision
+-- $1 lane, $2 decision, $3 by whom, $4 why, $5 what it did
+INSERT INTO measurement_updates.lane_decisions (lane, decision, decided_by, why, detail) VALUES ($1, $2, $3, $4, $5);
+
+-- name: all_lanes
+SELECT topic, partition, next_to_apply, next_to_answer, duplicates, epoch, owner, retired_at IS NOT NULL AS retired
+FROM measurement_updates.lanes ORDER BY topic, partition, lane;
+
 -- name: end_former_owner
 -- A stopped process keeps its locks (the lane's row among them), and no server-side timeout covers a half-sent
 -- statement: end its session and wait until it is gone. backend_start tells a reused pid. $1 lane
