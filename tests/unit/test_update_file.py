@@ -7,7 +7,8 @@ import orjson
 import pytest
 
 from contracts.cloudevents import Message
-from worker.cli.update_file import Format, Row, Rules, Updates, describe, read_rows, violations
+from worker.cli.update_file import Rules, Updates, describe, violations
+from worker.cli.update_rows import Format, Row, read_rows
 
 RULES = Rules(source="tests", batch="file", form="binary", max_event_bytes=1024**2)
 
