@@ -79,55 +79,39 @@ async def reconnect(lab: System) -> None:
     lab.database = await asyncpg.connect(lab.settings.dsn)
 
 
-async def test_postgres_away_at_start_and_under_way_is_waited_for(
-    servers: Servers, lab: System, load: Load, logs: Sequence[Log]
+@pytest.mark.parametrize(
+    ("server", "reason", "drain_timeout"),
+    [("postgres", "Postgres can't be reached", "20s"), ("kafka", "Kafka can't be reached", "6s")],
+)
+async def test_a_server_that_is_away_at_start_and_under_way_is_waited_for(
+    servers: Servers,
+    lab: System,
+    load: Load,
+    logs: Sequence[Log],
+    server: str,
+    reason: str,
+    drain_timeout: str,
 ) -> None:
     """Two workers run when it goes away, two start without it; of each two one is stopped meanwhile."""
-    over = asyncio.Event()
-    with ExitStack() as running:
-        worker, stopped = (running.enter_context(lab.process(log.file)) for log in logs[:2])
-        publishing = asyncio.create_task(load.keep_publishing(over))
-        await shared(lab)
-        await applied(lab, more=100)
-        async with servers.without_postgres():
-            late, stopped_early = (running.enter_context(lab.process(log.file)) for log in logs[2:])
-            await logs[0].says("lane waiting")
-            for log in logs[2:]:
-                await log.says("Postgres can't be reached")
-            await stops(stopped)
-            await stops(stopped_early)
-        await reconnect(lab)
-        await applied(lab, more=100)
-        over.set()
-        await publishing
-        verdicts = await check(lab)
-        await shared(lab)
-        await stops(worker)
-        await stops(late)
-    assert verdicts.total == load.count
-    for log in logs:
-        assert len(log.events()) < 60  # not a flood
-
-
-async def test_kafka_away_at_start_and_under_way_is_waited_for(
-    servers: Servers, lab: System, load: Load, logs: Sequence[Log]
-) -> None:
-    """Two workers run when it goes away, two start without it; of each two one is stopped meanwhile."""
+    without = servers.without_postgres if server == "postgres" else servers.without_kafka
     over = asyncio.Event()
     with ExitStack() as running:
         worker, stopped = (
-            running.enter_context(lab.process(log.file, WORKER_DRAIN_TIMEOUT="6s")) for log in logs[:2]
+            running.enter_context(lab.process(log.file, WORKER_DRAIN_TIMEOUT=drain_timeout))
+            for log in logs[:2]
         )
         publishing = asyncio.create_task(load.keep_publishing(over))
         await shared(lab)
         await applied(lab, more=100)
-        async with servers.without_kafka():
+        async with without():
             late, stopped_early = (running.enter_context(lab.process(log.file)) for log in logs[2:])
             await logs[0].says("lane waiting")
             for log in logs[2:]:
-                await log.says("Kafka can't be reached")
+                await log.says(reason)
             await stops(stopped)
             await stops(stopped_early)
+        if server == "postgres":
+            await reconnect(lab)
         await applied(lab, more=100)
         over.set()
         await publishing
