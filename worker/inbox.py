@@ -8,7 +8,7 @@ from worker.record import Record
 
 
 class Inbox:
-    """Records of one partition without a gap, from `next_offset` (of what was put in) backwards."""
+    """Records of one partition without a gap; `next_offset` is the one that follows what was put in."""
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ def wait_for(condition: Callable[[], bool], within: float = 15) -> None:
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, "it didn't come true in time"
-        time.sleep(0.05)
+        time.sleep(0.05)  # what is waited for happens in processes that aren't ours to be told by
 
 
 def nothing_set(**given: Any) -> Settings:
