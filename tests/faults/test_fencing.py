@@ -1,5 +1,7 @@
 """Whoever has lost a partition can write nothing for it any more; whoever waits, waits without harm."""
 
+import asyncio
+
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
@@ -102,6 +104,8 @@ async def test_a_record_that_can_not_be_read_is_not_taken_for_another_one(
     refused = TopicAuthorizationFailedError(lab.updates)
 
     async def getmany(_: LogConsumer) -> dict[TopicPartition, list[Fetched]]:
+        # as a real one does, it lets the loop go on: aiokafka can't stop a consumer whose tasks have never run
+        await asyncio.sleep(0)
         return {tp: [Fetched(tp.topic, tp.partition, -1, -1, [], refused)]}
 
     monkeypatch.setattr(LogConsumer, "getmany", getmany)
