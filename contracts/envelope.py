@@ -224,7 +224,7 @@ def _traceparent(headers: Mapping[str, bytes | None], of_envelope: Json = None) 
                     return decoded
             except UnicodeDecodeError:
                 pass
-    return of_envelope if isinstance(of_envelope, str) and "\0" not in of_envelope else None
+    return of_envelope if of_envelope and isinstance(of_envelope, str) and "\0" not in of_envelope else None
 
 
 def _attribute(name: str, expected: str, headers: Mapping[str, bytes | None]) -> Violation:
@@ -251,7 +251,7 @@ class FirstPosition(NamedTuple):
     """In ms since 1970."""
 
 
-_POSITION = re.compile(r"([^/]+)/([0-9]{1,19})/([0-9]{1,19})@([0-9]{1,19})")
+_POSITION = re.compile(r"([^/]+)/0*([0-9]{1,19})/0*([0-9]{1,19})@0*([0-9]{1,19})")
 
 
 def read_position(requeued_from: bytes, topic: str) -> FirstPosition | None:

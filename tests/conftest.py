@@ -55,12 +55,22 @@ async def lab(stack: Stack, migrated_url: str) -> AsyncIterator[System]:
 
 @asynccontextmanager
 async def fresh_database(stack: Stack, template: str) -> AsyncIterator[str]:
-    """Its URL; dropped at the end."""
+    """Its URL; dropped at the end. No session is kept meanwhile: the server may be taken away."""
     name = f"t_{uuid.uuid4().hex[:16]}"
+    await _administer(stack, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield urlunsplit(urlsplit(stack.database_url)._replace(path=f"/{name}"))
+    await _administer(stack, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _administer(stack: Stack, statement: str) -> None:
     admin = await asyncpg.connect(stack.database_url)
     try:
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        yield urlunsplit(urlsplit(stack.database_url)._replace(path=f"/{name}"))
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.execute(statement)
     finally:
         await admin.close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    faults = parser.getgroup("faults")
+    faults.addoption("--fault-rounds", type=int, default=1, help="how often each drill injects its fault")
+    faults.addoption("--fault-seed", default="", help="another seed, other moments and other updates")

@@ -30,14 +30,18 @@ Place = tuple[int, int]
 COMMAND = Path(sys.executable).with_name("measurement-updates")
 
 
-async def until(state: Callable[[], Awaitable[bool]], what: str, timeout: float = 20) -> None:
-    """Look until it holds: the one place where tests poll. Raises AssertionError after `timeout` seconds."""
+async def until(
+    state: Callable[[], Awaitable[bool]], what: str | Callable[[], str], timeout: float = 20
+) -> None:
+    """Look until it holds: the one place where tests poll. Raises AssertionError after `timeout` seconds, with `what` as
+    it is then."""
     try:
         async with asyncio.timeout(timeout):
             while not await state():  # noqa: ASYNC110  # it comes true in other processes
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise AssertionError(f"not within {timeout:.0f} s: {what}") from None
+        said = what if isinstance(what, str) else what()
+        raise AssertionError(f"not within {timeout:.0f} s: {said}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,9 @@ class System:
     settings: Settings
     database: "asyncpg.Connection[asyncpg.Record]"
     producer: AIOKafkaProducer
-    workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    base: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The rows as `seed` has made them, by id."""
+    added_partitions: int = 0
 
     @property
     def updates(self) -> str:
@@ -117,6 +123,7 @@ class System:
         await self.database.execute(
             f"INSERT INTO cell_measurements ({', '.join(names)}) VALUES ({placeholders})", *row.values()
         )
+        self.base[measurement_id] = await self.row(measurement_id)
         return measurement_id
 
     async def row(self, measurement_id: str) -> dict[str, Any]:
@@ -289,7 +296,19 @@ class System:
             await consumer.stop()
 
     def partitions(self) -> list[TopicPartition]:
-        return [TopicPartition(self.updates, number) for number in range(self.settings.worker_partitions)]
+        """The input's; `added_partitions` counts those that came later."""
+        count = self.settings.worker_partitions + self.added_partitions
+        return [TopicPartition(self.updates, number) for number in range(count)]
+
+    async def reconnect(self) -> None:
+        """After Postgres was away."""
+        self.database.terminate()
+        self.database = await asyncpg.connect(self.settings.dsn)
+
+    async def renew_producer(self) -> None:
+        """After the input has lost records: an idempotent producer doesn't go on over a gap."""
+        await self.producer.stop()
+        self.producer = await _producer(self.settings)
 
     async def settled(self, timeout: float = 30) -> None:
         """Until every record of the input is answered, as the group's committed offsets say."""
@@ -377,7 +396,7 @@ class System:
             async with asyncio.timeout(30):
                 while any([await consumer.position(tp) < ends[tp] for tp in partitions]):
                     for records in (await consumer.getmany(timeout_ms=200)).values():
-                        found += [_answer(record) for record in records]
+                        found += [answer_of(record) for record in records]
             return sorted(
                 found, key=lambda answer: (topics.index(answer.topic), answer.partition, answer.offset)
             )
@@ -408,7 +427,7 @@ class _RawName(str):
         return self.raw
 
 
-def _answer(record: ConsumerRecord[bytes, bytes]) -> Answer:
+def answer_of(record: ConsumerRecord[bytes, bytes]) -> Answer:
     return Answer(
         record.topic,
         record.partition,
@@ -418,6 +437,18 @@ def _answer(record: ConsumerRecord[bytes, bytes]) -> Answer:
         dict(record.headers),
         tuple(record.headers),
     )
+
+
+async def _producer(settings: Settings) -> AIOKafkaProducer:
+    producer = AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers,
+        enable_idempotence=True,
+        max_request_size=settings.worker_max_event_bytes * 4,
+        retry_backoff_ms=20,
+        metadata_max_age_ms=1_000,  # partitions are added, topics made anew
+    )
+    await producer.start()
+    return producer
 
 
 @contextlib.asynccontextmanager
@@ -437,16 +468,9 @@ async def system(bootstrap_servers: str, database_url: str, **overrides: Any) ->
     for topic in await create_topics(settings):
         assert not topic.faults, topic.faults
     database = await asyncpg.connect(database_url)
-    producer = AIOKafkaProducer(
-        bootstrap_servers=bootstrap_servers,
-        enable_idempotence=True,
-        max_request_size=settings.worker_max_event_bytes * 4,
-        retry_backoff_ms=20,
-    )
-    await producer.start()
-    built = System(settings, database, producer)
+    built = System(settings, database, await _producer(settings))
     try:
         yield built
     finally:
-        await producer.stop()
-        await database.close()
+        await built.producer.stop()
+        await built.database.close()

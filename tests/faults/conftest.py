@@ -1,32 +1,89 @@
-"""A system whose workers' deaths are noticed soon, and with rows to update."""
+"""Systems whose workers' deaths are noticed soon, rows to update, and drills, whose table stands at a run's end."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
+from tests.conftest import fresh_database
+from tests.faults.drill import Drill, table
 from tests.faults.load import Load, seed
+from tests.faults.servers import Servers, running_servers
 from tests.faults.states import Log
 from tests.system import System, system
+from worker.database import migrate
 from worker.stack import Stack
 
 SESSION_TIMEOUT_MS = 1_500
 
 
-@pytest_asyncio.fixture
-async def lab(stack: Stack, migrated_url: str) -> AsyncIterator[System]:
-    """Two partitions; a worker that is silent for 1.5 s loses its own."""
-    async with system(
-        stack.kafka_bootstrap_servers, migrated_url, worker_session_timeout_ms=SESSION_TIMEOUT_MS
-    ) as built:
-        yield built
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "own_servers: a Kafka and a Postgres that the test may take away")
+    config.addinivalue_line("markers", "partitions(n): of the topics, instead of two")
+    config.addinivalue_line("markers", "spread: the load sends each update to a partition by chance")
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    with running_servers() as running:
+        yield running
 
 
 @pytest_asyncio.fixture
-async def load(lab: System) -> Load:
-    return Load(lab, await seed(lab), seed=20_260_101)
+async def lab(request: pytest.FixtureRequest) -> AsyncIterator[System]:
+    """A worker that is silent for 1.5 s loses its partitions."""
+    own = request.node.get_closest_marker("own_servers") is not None
+    stack: Stack = request.getfixturevalue("servers").stack if own else request.getfixturevalue("stack")
+    asked = request.node.get_closest_marker("partitions")
+    async with fresh_database(stack, "template0") as url:
+        connection = await asyncpg.connect(url)
+        await migrate(connection)
+        await connection.close()
+        async with system(
+            stack.kafka_bootstrap_servers,
+            url,
+            worker_session_timeout_ms=SESSION_TIMEOUT_MS,
+            worker_partitions=asked.args[0] if asked else 2,
+        ) as built:
+            yield built
+
+
+@pytest_asyncio.fixture
+async def load(request: pytest.FixtureRequest, lab: System) -> Load:
+    spread = request.node.get_closest_marker("spread") is not None
+    return Load(lab, await seed(lab), seed=_seed(request), spread=spread)
+
+
+@pytest.fixture
+def drill(
+    request: pytest.FixtureRequest,
+    lab: System,
+    load: Load,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> Drill:
+    rounds = request.config.getoption("--fault-rounds")
+    return Drill(lab, load, rounds, _seed(request), tmp_path, record_property)
+
+
+def _seed(request: pytest.FixtureRequest) -> str:
+    return f"{request.node.nodeid} {request.config.getoption('--fault-seed')}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == "drill" and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(table(rows))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
+from aiokafka.admin import AIOKafkaAdminClient
 
 from tests.system import System, until
 
@@ -42,14 +43,18 @@ async def exit_code(process: "subprocess.Popen[bytes]", timeout: float = 20) -> 
     return process.returncode
 
 
-async def shared(lab: System) -> None:
-    """Until two workers have a partition each."""
+async def shared(lab: System, *workers: "subprocess.Popen[bytes]") -> None:
+    """Until two workers, or all of these, have a partition each."""
+    wanted = {str(worker.pid) for worker in workers}
 
-    async def are_two() -> bool:
-        owners = await lab.database.fetch("SELECT DISTINCT owner FROM measurement_updates.lanes")
-        return len(owners) == 2
+    async def have_one_each() -> bool:
+        rows = await lab.database.fetch(
+            "SELECT DISTINCT owner FROM measurement_updates.lanes WHERE owner <> ''"
+        )
+        owners = {row["owner"].rpartition(":")[2] for row in rows}
+        return owners == wanted if wanted else len(owners) == 2
 
-    await until(are_two, "two workers have a partition each")
+    await until(have_one_each, f"the workers {wanted or 'two'} have a partition each")
 
 
 @asynccontextmanager
@@ -62,6 +67,17 @@ async def held(system: System, query: str) -> AsyncIterator["asyncpg.Connection[
             yield connection
     finally:
         await connection.close()
+
+
+@asynccontextmanager
+async def administering(system: System) -> AsyncIterator[AIOKafkaAdminClient]:
+    """The broker, as its operators see it."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=system.settings.bootstrap_servers)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
 
 
 async def lanes_wait(system: System, count: int = 1) -> None:

@@ -18,27 +18,6 @@ async def epochs(system: System) -> list[int]:
     return [row["epoch"] for row in rows]
 
 
-async def test_workers_that_join_and_leave_under_load_lose_nothing_and_double_nothing(
-    lab: System, load: Load
-) -> None:
-    over = asyncio.Event()
-    publishing = asyncio.create_task(load.keep_publishing(over))
-    with lab.process() as first:
-        await applied(lab, more=100)
-        with lab.process() as second, lab.process() as third:
-            await shared(lab)
-            await applied(lab, more=100)
-            await stops(first)
-            await applied(lab, more=100)
-            second.kill()
-            await applied(lab, more=100)
-            over.set()
-            await publishing
-            verdicts = await check(lab)
-            await stops(third)
-    assert verdicts.total == load.count
-
-
 async def test_a_worker_that_stalls_with_locks_held_keeps_nobody_waiting_and_comes_back_harmlessly(
     lab: System, load: Load, tmp_path: Path
 ) -> None:
@@ -124,5 +103,5 @@ async def test_answers_of_one_measurement_through_two_partitions_are_in_order_af
             assert await exit_code(killed) == -signal.SIGKILL
     with lab.process(), lab.process():
         await publish(200)
-        verdicts = await check(lab)
+        verdicts = await check(lab, foldable=False)
     assert verdicts.updated == 1_400

@@ -8,7 +8,6 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from tests.faults.checker import place_of
 from tests.faults.states import Log, stops
 from tests.system import COMMAND, System, until
 from worker.answer import AnswerForm
@@ -29,7 +28,7 @@ async def publish(lab: System, partition: int, count: int, notes: str = "x") -> 
 
 async def answered(lab: System, partition: int) -> list[int]:
     """Offsets of the partition's records that have an answer."""
-    places = [place_of(answer) for answer in await lab.answers(count=0)]
+    places = [answer.place for answer in await lab.answers(count=0)]
     return sorted(offset for found, offset in places if found == partition)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import demo, lanes, migrate, publish, run, settings, stack, topics, watch
+from worker.cli import demo, lanes, migrate, publish, run, settings, stack, topics, verify, watch
 from worker.cli.terminal import err
 from worker.errors import SettingsError
 from worker.retry import as_worker_error
@@ -49,6 +49,7 @@ for command in (
     run.run,
     publish.publish,
     watch.watch,
+    verify.verify,
     settings.settings,
 ):
     app.command()(command)

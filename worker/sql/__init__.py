@@ -1,4 +1,4 @@
-"""SQL lives in `.sql` files beside this one: `queries.sql` (named) and `migrations/` (ordered)."""
+"""SQL lives in `.sql` files beside this one: named queries (`verify` has a file of its own) and ordered `migrations/`."""
 
 import hashlib
 import re
@@ -8,11 +8,9 @@ from importlib.resources import files
 
 
 @cache
-def queries() -> dict[str, str]:
-    """Name → text of every `-- name: …` block of `queries.sql`."""
-    blocks = re.split(
-        r"^-- name: (\w+)\n", (files(__package__) / "queries.sql").read_text(), flags=re.MULTILINE
-    )
+def queries(file: str = "queries.sql") -> dict[str, str]:
+    """Name → text of every `-- name: …` block of the file."""
+    blocks = re.split(r"^-- name: (\w+)\n", (files(__package__) / file).read_text(), flags=re.MULTILINE)
     return dict(zip(blocks[1::2], (text.strip() for text in blocks[2::2]), strict=True))
 
 
