@@ -1,6 +1,6 @@
 # Everything a developer runs. Needs make and Python >= 3.11 with venv; the rest comes into .venv, from the lock.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test faults check bench lock clean
 SHELL := /bin/sh
 
 # The first of these that is new enough; `make setup PYTHON=/path/to/python3` chooses another.
@@ -30,6 +30,11 @@ demo: setup  ## the main job, live, on a Kafka and a Postgres of its own
 
 test: setup  ## all tests
 	$(PYTEST)
+
+# the whole suite; `make test` does each drill once. ROUNDS and SEED choose how often, and other moments and updates
+ROUNDS ?= 5
+faults: setup  ## the fault drills, several times each, with a table at the end
+	$(BIN)/python -m pytest tests/faults --fault-rounds $(ROUNDS) --fault-seed "$(SEED)"
 
 check: setup  ## what CI runs: format, lint, types, imports, tests
 	@echo "== format: ruff format --check ==" && $(BIN)/ruff format --check

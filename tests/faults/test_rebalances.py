@@ -2,15 +2,21 @@
 
 import asyncio
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from aiokafka import TopicPartition
+from faststream.kafka import KafkaMessage
 
 from tests.faults.checker import check
 from tests.faults.load import Load
 from tests.faults.states import applied, exit_code, held, lanes_wait, shared, stops
 from tests.system import System, until
+from worker import subscriber
+from worker.consumer import Fetched
 from worker.emit import Emitter
+from worker.subscriber import Lanes
 
 
 async def epochs(system: System) -> list[int]:
@@ -105,3 +111,61 @@ async def test_answers_of_one_measurement_through_two_partitions_are_in_order_af
         await publish(200)
         verdicts = await check(lab, foldable=False)
     assert verdicts.updated == 1_400
+
+
+async def test_what_was_fetched_before_a_rebalance_is_refused_after_it(
+    lab: System, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FastStream suspends between the fetch and the handler: the partition may have another owner by then."""
+    fetched, may_go_on = asyncio.Event(), asyncio.Event()
+    may_go_on.set()
+    wrap = subscriber._wrap
+
+    async def wrap_late(batch: tuple[Fetched, ...]) -> KafkaMessage:
+        fetched.set()
+        await may_go_on.wait()
+        return await wrap(batch)
+
+    monkeypatch.setattr(subscriber, "_wrap", wrap_late)
+    async with lab.worker():
+        await load.publish(100)
+        await lab.settled()
+        fetched.clear()
+        may_go_on.clear()
+        await load.publish(100)
+        await asyncio.wait_for(fetched.wait(), 10)
+        with lab.process() as other:
+            await shared(lab)
+            await load.publish(100)
+            may_go_on.set()
+            await check(lab)
+            await stops(other)
+        await load.publish(100)
+        verdicts = await check(lab)
+    assert verdicts.total == load.count
+
+
+async def test_a_session_that_runs_out_while_partitions_are_assigned_does_no_harm(
+    lab: System, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No heartbeats are sent while the listener works: another worker has the partitions when it returns."""
+    assigning, may_go_on = asyncio.Event(), asyncio.Event()
+    assign = Lanes.on_partitions_assigned
+
+    async def assign_late(lanes: Lanes, assigned: Iterable[TopicPartition]) -> None:
+        assigning.set()
+        await may_go_on.wait()
+        await assign(lanes, assigned)
+
+    monkeypatch.setattr(Lanes, "on_partitions_assigned", assign_late)
+    await load.publish(100)
+    async with lab.worker():
+        await asyncio.wait_for(assigning.wait(), 10)
+        with lab.process() as other:
+            await check(lab)
+            may_go_on.set()
+            await shared(lab)
+            await load.publish(100)
+            verdicts = await check(lab)
+            await stops(other)
+    assert verdicts.total == load.count
