@@ -67,6 +67,7 @@ def judge(record: RawRecord, text: str | None, parsed: list[Any] | None, max_eve
         len(record.value) > max_event_bytes
         or len(record.key or b"") > MAX_KEY
         or sum(len(name) + len(value or b"") for name, value in named) > MAX_HEADERS
+        or len(named) > MAX_HEADERS  # an empty one counts as a byte
         or (parsed is not None and text is not None and depth(text) > MAX_DEPTH)
     ):
         raise Refused("too_large")

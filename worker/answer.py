@@ -1,21 +1,23 @@
 """What is emitted for a record, and what is stored to emit it again byte for byte. Pure."""
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import orjson
 
 from contracts.events import UPDATED_TYPE, rejection_detail
-from worker.record import Rejection
+from worker.record import (
+    MAX_KEPT_BYTES,
+    CutBytes,
+    Rejection,
+    headers_bytes,
+    whole_length,
+    whole_sha256,
+)
 
 _RECORD_OVERHEAD = 61 + 5 * 6
 """Kafka's batch header, and a record's lengths and deltas at their longest (KIP-98, message format v2)."""
 _HEADER_OVERHEAD = 2 * 5
-MAX_KEPT_BYTES = 64 * 1024
-"""A key, or all headers together, over this are left out of the rejected record."""
-
-
 Headers = list[tuple[str, bytes | None]]
 
 
@@ -120,16 +122,16 @@ def stored_rejection(rejection: Rejection, form: AnswerForm) -> StoredRejection:
     left_out = []
     if len(record.key or b"") > MAX_KEPT_BYTES:
         left_out.append("key")
-    if sum(len(_raw(name)) + len(content or b"") for name, content in record.headers) > MAX_KEPT_BYTES:
+    if headers_bytes(record.headers) > MAX_KEPT_BYTES:
         left_out.append("headers")
     # more is left out only where the topic takes so little that cutting the value isn't enough
     there_is = ["headers"] * bool(record.headers) + ["key"] * (record.key is not None)
     for leaving in (left_out, {*left_out, *there_is[:1]}, there_is):
         stored = _stored(rejection, leaving)
         excess = _size(stored, form, record.partition) - form.max_rejected_bytes
-        if not leaving and excess <= 0:
+        if not leaving and excess <= 0 and not isinstance(whole, CutBytes):
             break
-        truncated: dict[str, object] = {"length": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+        truncated: dict[str, object] = {"length": whole_length(whole), "sha256": whole_sha256(whole)}
         if leaving:
             truncated["left_out"] = sorted(leaving, reverse=True)
         stored.truncated = orjson.dumps(truncated)

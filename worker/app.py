@@ -17,7 +17,8 @@ from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker
 
 from worker.answer import AnswerForm
-from worker.database import POSTGRES_ERRORS, close, connect, schema_is_current
+from worker.connecting import bound_connecting
+from worker.database import COMMAND_TIMEOUT, POSTGRES_ERRORS, close, connect, schema_is_current
 from worker.errors import DependencyAway, Fatal
 from worker.input_log import InputLog
 from worker.lane import Lane
@@ -74,7 +75,7 @@ class Worker:
             max_size=2,
             max_inactive_connection_lifetime=30,
             timeout=10,
-            command_timeout=60,
+            command_timeout=COMMAND_TIMEOUT,
         )
         try:
             await self._serve(cluster, form, pool)
@@ -96,7 +97,8 @@ class Worker:
             input_log = InputLog(lanes.consumer, settings.bootstrap_servers, settings.worker_group)
             return Lane(tp, LaneParts(settings, cluster, owner, form, limits, input_log, pool))
 
-        lanes = Lanes(build_lane, self.fail)
+        # of a value that is over both nothing more is needed: it isn't admitted, and it is rejected cut
+        lanes = Lanes(build_lane, self.fail, max(settings.worker_max_event_bytes, form.max_rejected_bytes))
         broker = await self._once_there(lambda: self._start_broker(lanes))
         if broker is not None:
             retention = asyncio.create_task(keep_retention(pool, settings))
@@ -200,6 +202,7 @@ def run_worker(settings: Settings) -> None:
     """The worker as a process: SIGTERM and SIGINT stop it within WORKER_DRAIN_TIMEOUT, whatever is away."""
     tune_collector()
     hold_back_repeats()
+    bound_connecting()
     asyncio.run(_run(settings))
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import orjson
 
 from worker.crash_points import reached
-from worker.database import Connection
+from worker.database import Connection, transaction
 from worker.errors import DependencyAway, LaneStopped, Superseded
 from worker.measurement import PATCHABLE, Measurement, measurement_of
 from worker.plan import Ground, KnownIdentity, Plan, plan
-from worker.record import Record, Rejection, Update
+from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES, Record, Rejection, Update, whole_length
 from worker.sql import queries
 
 MAX_CLOCK_LEAD = 5 * 60 * 1000
@@ -64,9 +64,9 @@ class Batch:
 def digest_of(record: Record) -> bytes:
     """What a record is known by when the log is checked later on."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (record.key, record.value):
-        digest.update(b"-" if part is None else b"%d:" % len(part))
-        digest.update(part or b"")
+    for part, digested in ((record.key, MAX_KEPT_BYTES), (record.value, DIGESTED_BYTES)):
+        digest.update(b"-" if part is None else b"%d:" % whole_length(part))
+        digest.update((part or b"")[:digested])
     return digest.digest()
 
 
@@ -82,7 +82,7 @@ async def apply(
     updates = [event for event in batch.events if isinstance(event, Update)]
     last = batch.events[-1] if batch.events else None
     arrival = last.arrival if last else position.latest_arrival
-    async with connection.transaction():
+    async with transaction(connection):
         moved = await connection.fetchrow(
             sql["move_lane"],
             position.lane,

@@ -9,24 +9,24 @@ It differs from aiokafka's own in three things, each needed because a record mus
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import aiokafka.consumer.fetcher as fetcher_module
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
 from aiokafka.errors import CorruptRecordException, KafkaError, NoOffsetForPartitionError
-from aiokafka.record.default_records import DefaultRecordBatch
-from aiokafka.record.legacy_records import LegacyRecordBatch
-from aiokafka.record.util import decode_varint
+
+from worker.batches import WHOLE_BYTES, LogRecords
+from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES
 
 log = logging.getLogger(__name__)
 
-_LOG_OVERHEAD = 12  # base offset and length
-_BATCH_HEADER = 61
-_MAGIC_AT = 16
 _RECORDS_AT_ONCE = 2_000
+_BYTES_AT_ONCE = 4 * 1024**2
+_HEADER_BYTES = 64
+"""What a header takes in memory beside its name and value."""
 _IDLE_WAIT = 1.0
 
 
@@ -47,12 +47,18 @@ class Fetched:
 class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no complete types
     """An AIOKafkaConsumer whose `getmany` returns `{partition: [Fetched]}`, one partition a call."""
 
+    value_bytes = DIGESTED_BYTES
+    """So much is kept of the value of a record in a long batch; who applies records has to keep what is admitted."""
     broken: Callable[[BaseException], None] | None = None
     """Hears what one of aiokafka's two main tasks has died of: nothing is fetched, or no group joined, any more."""
 
+    def __init__(self, *topics: str, **options: Any) -> None:
+        super().__init__(*topics, **options)
+        self._unpacking: Unpacking | None = None
+
     async def start(self) -> None:
         # aiokafka's fetcher has no seam for the class that reads a fetch response's bytes
-        fetcher_module.MemoryRecords = LogRecords
+        fetcher_module.MemoryRecords = partial(LogRecords, bytearray(WHOLE_BYTES))
         await super().start()
         self._fetcher._fetch_task.add_done_callback(self._ended)
         if self._group_id is not None:
@@ -60,6 +66,7 @@ class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no 
 
     async def stop(self) -> None:
         """Also where one of its tasks has died: `broken` has heard of that."""
+        self._stop_unpacking()
         try:
             await super().stop()
         except KafkaError:
@@ -102,19 +109,28 @@ class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no 
     def resume(self, *partitions: TopicPartition) -> None:
         """Also wakes a `getmany` that waits: what was kept for a paused partition is ready now."""
         super().resume(*partitions)
+        self._wake()
+
+    def _wake(self, *_: object) -> None:
         for waiter in self._fetcher._fetch_waiters:
             self._fetcher._notify(waiter)
+
+    @property
+    def busy(self) -> bool:
+        """A batch is being read that takes a while: nothing is handed over meanwhile, and nothing is amiss."""
+        return self._unpacking is not None and self._unpacking.step is not None
 
     def _drain_one(self) -> Fetched | None:
         """Take what lies ready for one partition. No await: a rebalance can't come between."""
         fetcher = self._fetcher
         if self._subscription.reassignment_in_progress:
             return None
+        if self._unpacking is not None and self._unpacking.result not in fetcher._records.values():
+            self._stop_unpacking()  # revoked, or moved by a seek
         for tp in list(fetcher._records):
             result = fetcher._records[tp]
             if isinstance(result, fetcher_module.FetchError):
-                del fetcher._records[tp]
-                fetcher._notify(fetcher._wait_consume_future)
+                self._forget(tp)
                 if isinstance(result._error, NoOffsetForPartitionError):
                     continue  # its lane is about to seek
                 if not isinstance(result._error, KafkaError):
@@ -122,147 +138,109 @@ class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no 
                 return Fetched(tp.topic, tp.partition, -1, -1, [], result._error)
             if result._assignment.active and result._assignment.state_value(tp).paused:
                 continue  # kept for when its lane resumes
-            if not result.check_assignment(tp):  # revoked, or moved by a seek meanwhile
-                del fetcher._records[tp]
-                fetcher._notify(fetcher._wait_consume_future)
+            taken = self._take(tp, result)
+            if taken is None:
                 continue
-            fetched = self._take(tp, result)
-            if not result.has_more():
-                del fetcher._records[tp]
-                fetcher._notify(fetcher._wait_consume_future)
-            if fetched is not None:
-                # the next call begins with another partition
-                if tp in fetcher._records:
-                    fetcher._records.move_to_end(tp)
-                return fetched
+            if not result._assignment.active or result._assignment.state_value(tp).position != taken.position:
+                self._forget(tp)  # revoked, or moved by a seek meanwhile
+                continue
+            result._assignment.state_value(tp).consumed_to(taken.next_offset)
+            if taken.ended:
+                self._forget(tp)
+            else:
+                fetcher._records.move_to_end(tp)  # the next call begins with another partition
+            if taken.error is not None:
+                # whatever the bytes make a decompressor or a parser say: this partition's trouble, not that of all. It is
+                # fetched again from the position that stands, and its lane says so
+                error = CorruptRecordException(
+                    f"{tp.topic}/{tp.partition} from {taken.position} on: {taken.error!r}"
+                )
+                return Fetched(tp.topic, tp.partition, -1, -1, [], error)
+            if taken.next_offset > taken.position:
+                return Fetched(tp.topic, tp.partition, taken.position, taken.next_offset, taken.records)
         return None
 
-    @staticmethod
-    def _take(tp: TopicPartition, result: Any) -> Fetched | None:
-        position = result._partition_records.next_fetch_offset
-        try:
-            records = result.getall(_RECORDS_AT_ONCE)
-        except Exception as error:
-            # whatever the bytes make a decompressor or a parser say: this partition's trouble, not that of all. It is
-            # fetched again from the position that stands, and its lane says so
-            result._partition_records = None
-            corrupt = CorruptRecordException(f"{tp.topic}/{tp.partition} from {position} on: {error!r}")
-            return Fetched(tp.topic, tp.partition, -1, -1, [], corrupt)
-        next_offset = result._assignment.state_value(tp).position
-        if next_offset == position:
+    def _forget(self, tp: TopicPartition) -> None:
+        """So that the partition is fetched from again."""
+        del self._fetcher._records[tp]
+        self._fetcher._notify(self._fetcher._wait_consume_future)
+
+    def _take(self, tp: TopicPartition, result: Any) -> "Taken | None":
+        """What comes next of a fetch response; None where that takes a while."""
+        long = result._partition_records._records.long
+        if long is None:
+            return take(result._partition_records)
+        unpacking = self._unpacking
+        if unpacking is None or unpacking.result is not result:
+            # one at a time: a decompressor may take as much memory as its window is large (zstd: 128 MiB)
+            if unpacking is not None:
+                if not unpacking.paused:
+                    return None
+                self._forget(unpacking.tp)
+                self._stop_unpacking()
+            unpacking = self._unpacking = Unpacking(tp, result)
+            long.value_bytes = self.value_bytes
+        if unpacking.step is None:
+            # in small steps, each in a thread: nothing else waits for it
+            step = unpacking.step = asyncio.create_task(asyncio.to_thread(take, result._partition_records))
+            step.add_done_callback(self._wake)
+        if not unpacking.step.done():
             return None
-        return Fetched(tp.topic, tp.partition, position, next_offset, records)
+        taken, unpacking.step = unpacking.step.result(), None
+        return taken
 
-
-class LogRecords:
-    """The batches of one fetch response, as aiokafka's MemoryRecords gives them, but with tolerant records."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def size_in_bytes(self) -> int:
-        return len(self._data)
-
-    def has_next(self) -> bool:
-        """The last batch of a response may be cut off: it doesn't count."""
-        at, data = self._at, self._data
-        if len(data) - at < _LOG_OVERHEAD:
-            return False
-        return at + _LOG_OVERHEAD + int.from_bytes(data[at + 8 : at + 12], "big") <= len(data)
-
-    def next_batch(self) -> Any:
-        at = self._at
-        end = at + _LOG_OVERHEAD + int.from_bytes(self._data[at + 8 : at + 12], "big")
-        self._at = end
-        batch = memoryview(self._data)[at:end]
-        magic = batch[_MAGIC_AT]
-        return TolerantBatch(batch) if magic >= 2 else LegacyRecordBatch(batch, magic)
+    def _stop_unpacking(self) -> None:
+        if self._unpacking is not None:
+            self._unpacking.result._partition_records._records.long.stopped = True
+            self._unpacking = None
 
 
 @dataclass(slots=True)
-class PlainRecord:
-    """A record read by `TolerantBatch` itself: aiokafka's shape."""
+class Unpacking:
+    """A long batch that is being read."""
 
-    offset: int
-    timestamp: int
-    timestamp_type: int
-    key: bytes | None
-    value: bytes | None
-    headers: list[tuple[str, bytes | None]]
-    checksum: None = None
+    tp: TopicPartition
+    result: Any
+    step: "asyncio.Task[Taken] | None" = None
+
+    @property
+    def paused(self) -> bool:
+        return bool(self.result._assignment.state_value(self.tp).paused)
 
 
-class TolerantBatch:
-    """A batch of message format v2: aiokafka's, until one of its records has a header name that isn't UTF-8."""
+@dataclass(slots=True)
+class Taken:
+    """The next records of a fetch response."""
 
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._batch = DefaultRecordBatch(data)
+    position: int
+    next_offset: int
+    records: list[ConsumerRecord[bytes, bytes]]
+    ended: bool
+    """There are no more, or none that can be read."""
+    error: Exception | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._batch, name)
 
-    def __next__(self) -> Any:
-        return next(iter(self._batch))  # control batches: aiokafka takes their one record so
-
-    def __iter__(self) -> Iterator[Any]:
-        yielded = 0
-        try:
-            for record in self._batch:
-                yield record
-                yielded += 1
-        except (UnicodeDecodeError, CorruptRecordException):
-            # UnicodeDecodeError is what the C reader raises; the Python one folds it into CorruptRecordException
-            for index, record in enumerate(self._read()):
-                if index >= yielded:
-                    yield record
-
-    def _read(self) -> Iterator[PlainRecord]:
-        """KIP-98, message format v2. A name's odd bytes become surrogate escapes (PEP 383)."""
-        batch = self._batch
-        payload = bytes(self._data[_BATCH_HEADER:])
-        match batch.compression_type:
-            case 1:
-                payload = gzip_decode(payload)
-            case 2:
-                payload = snappy_decode(payload)
-            case 3:
-                payload = lz4_decode(payload)
-            case 4:
-                payload = zstd_decode(payload)
-        buffer = bytearray(payload)
-        count = int.from_bytes(self._data[57:61], "big")
-        log_append_time = batch.timestamp_type == 1
-        at = 0
-        for _ in range(count):
-            length, at = decode_varint(buffer, at)
-            end = at + length
-            at += 1  # attributes
-            timestamp_delta, at = decode_varint(buffer, at)
-            offset_delta, at = decode_varint(buffer, at)
-            key, at = _read_bytes(buffer, at)
-            value, at = _read_bytes(buffer, at)
-            headers = []
-            header_count, at = decode_varint(buffer, at)
-            for _ in range(header_count):
-                name, at = _read_bytes(buffer, at)
-                content, at = _read_bytes(buffer, at)
-                headers.append(((name or b"").decode("utf-8", "surrogateescape"), content))
-            if at != end:
-                raise CorruptRecordException(f"record of {length} bytes at {at} doesn't end where it says")
-            yield PlainRecord(
-                offset=batch.base_offset + offset_delta,
-                timestamp=batch.max_timestamp if log_append_time else batch.first_timestamp + timestamp_delta,
-                timestamp_type=batch.timestamp_type,
-                key=key,
-                value=value,
-                headers=headers,
+def take(partition_records: Any) -> Taken:
+    """Of aiokafka's PartitionRecords: a number of records, or of bytes, at a time."""
+    position = partition_records.next_fetch_offset
+    records: list[ConsumerRecord[bytes, bytes]] = []
+    size = 0
+    try:
+        for record in partition_records:
+            if (
+                len(record.headers) > MAX_KEPT_BYTES
+            ):  # too large, and each takes more memory than it has bytes
+                record = replace(record, headers=record.headers[: MAX_KEPT_BYTES + 1])
+            records.append(record)
+            size += (
+                record.serialized_value_size
+                + record.serialized_key_size
+                + _HEADER_BYTES * len(record.headers)
             )
-
-
-def _read_bytes(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
-    length, at = decode_varint(buffer, at)
-    if length < 0:
-        return None, at
-    return bytes(buffer[at : at + length]), at + length
+            if len(records) >= _RECORDS_AT_ONCE or size >= _BYTES_AT_ONCE:
+                return Taken(position, partition_records.next_fetch_offset, records, ended=False)
+    except Exception as error:
+        if not records:
+            return Taken(position, position, [], ended=True, error=error)
+        # what was read is good, and the rest is fetched again
+    return Taken(position, partition_records.next_fetch_offset, records, ended=True)

@@ -10,7 +10,17 @@ from contracts.envelope import InvalidEnvelope, read_position, read_update
 from contracts.events import RejectionCode, Violation
 from contracts.json_values import Json, NotJson, canonical, deeper_than, read_json, shortened
 from contracts.patch import holds_nul, validate_patch, violations_of
-from worker.record import DecodeLimits, Position, Record, Rejection, Update, position
+from worker.record import (
+    CutBytes,
+    DecodeLimits,
+    Position,
+    Record,
+    Rejection,
+    Update,
+    headers_bytes,
+    position,
+    whole_length,
+)
 
 
 def decode(record: Record, arrival: int, limits: DecodeLimits) -> Update | Rejection:
@@ -27,8 +37,9 @@ def decode(record: Record, arrival: int, limits: DecodeLimits) -> Update | Rejec
     key = record.key
     if (  # 2.
         len(value) > limits.max_event_bytes
+        or type(value) is CutBytes
         or (key is not None and len(key) > limits.max_key_bytes)
-        or _headers_bytes(record) > limits.max_headers_bytes
+        or headers_bytes(record.headers) > limits.max_headers_bytes
         or deeper_than(limits.max_depth, value)
     ):
         return _too_large(record, arrival, limits)
@@ -76,16 +87,6 @@ def decode(record: Record, arrival: int, limits: DecodeLimits) -> Update | Rejec
         organization_id=envelope.organization_id,
         traceparent=envelope.traceparent,
     )
-
-
-def _headers_bytes(record: Record) -> int:
-    size = 0
-    for name, value in record.headers:
-        # `replace`: one byte for each surrogate escape, which stood for one.
-        size += len(name) if name.isascii() else len(name.encode("utf-8", "replace"))
-        if value is not None:
-            size += len(value)
-    return size
 
 
 def _requeued_from(
@@ -152,9 +153,9 @@ def _rejected(
 def _too_large(record: Record, arrival: int, limits: DecodeLimits) -> Rejection:
     violations = []
     for path, found, most in (
-        ("$", len(record.value or b""), limits.max_event_bytes),
-        ("key", len(record.key or b""), limits.max_key_bytes),
-        ("headers", _headers_bytes(record), limits.max_headers_bytes),
+        ("$", whole_length(record.value or b""), limits.max_event_bytes),
+        ("key", whole_length(record.key or b""), limits.max_key_bytes),
+        ("headers", headers_bytes(record.headers), limits.max_headers_bytes),
     ):
         if found > most:
             violations.append(Violation(path, f"at most {most:,} bytes", f"{found:,} bytes"))

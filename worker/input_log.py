@@ -54,11 +54,13 @@ class InputLog:
             enable_auto_commit=False,
         )
         try:
-            async with asyncio.timeout(_TIMEOUT):
+            async with asyncio.timeout(_TIMEOUT) as waiting:
                 await consumer.start()
                 consumer.assign([tp])
                 consumer.seek(tp, offset)
                 while True:
+                    if consumer.busy:
+                        waiting.reschedule(asyncio.get_running_loop().time() + _TIMEOUT)
                     for fetched in (await consumer.getmany()).get(tp, []):
                         if isinstance(fetched.error, OffsetOutOfRangeError):
                             return None

@@ -1,6 +1,8 @@
 """The values that travel along the path: a record of the log, and what decoding makes of it. No I/O here."""
 
+import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
@@ -16,6 +18,49 @@ Position = NewType("Position", bytes)
 def position(arrival: int, partition: int, offset: int) -> Position:
     """`arrival` is in milliseconds since 1970; all three are 0 to 2^63 - 1."""
     return Position(struct.pack(">QQQ", arrival, partition, offset))
+
+
+MAX_KEPT_BYTES = 64 * 1024
+"""A key, or all headers together, over this are left out of the rejected record."""
+
+
+DIGESTED_BYTES = 1024**2
+"""Of a value, in `digest_of`: more may not be held the next time that it is read."""
+
+
+class CutBytes(bytes):
+    """The beginning of a record's value (or key, or header) that is larger than what is ever kept of one."""
+
+    length: int
+    """Of the whole, as `sha256` (hex) is."""
+    sha256: str
+
+    @classmethod
+    def of(cls, kept: bytes, length: int, sha256: str) -> "CutBytes":
+        cut = cls(kept)
+        cut.length, cut.sha256 = length, sha256
+        return cut
+
+
+def whole_length(value: bytes) -> int:
+    """Of what was received, if not all of it is held."""
+    return value.length if isinstance(value, CutBytes) else len(value)
+
+
+def whole_sha256(value: bytes) -> str:
+    """Hex; of what was received."""
+    return value.sha256 if isinstance(value, CutBytes) else hashlib.sha256(value).hexdigest()
+
+
+def headers_bytes(headers: Sequence[tuple[str, bytes | None]]) -> int:
+    """Names and values; a byte for each at least: a million empty ones fit into a batch."""
+    size = 0
+    for name, value in headers:
+        # `replace`: one byte for each surrogate escape, which stood for one.
+        size += len(name) if name.isascii() else len(name.encode("utf-8", "replace"))
+        if value is not None:
+            size += len(value)
+    return max(size, len(headers))
 
 
 class Record(Protocol):

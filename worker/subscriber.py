@@ -26,10 +26,12 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
     """The lanes of the partitions that are assigned to this worker now."""
 
     def __init__(
-        self, build: Callable[[TopicPartition], Lane], fail: Callable[[BaseException], None]
+        self, build: Callable[[TopicPartition], Lane], fail: Callable[[BaseException], None], value_bytes: int
     ) -> None:
+        """`value_bytes`: at least so much of a value is needed, however large it is."""
         self._build = build
         self._fail = fail
+        self._value_bytes = value_bytes
         self._lanes: dict[TopicPartition, Lane] = {}
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -39,6 +41,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
     def use(self, consumer: LogConsumer) -> None:
         self.consumer = consumer
         consumer.broken = self._fail
+        consumer.value_bytes = max(consumer.value_bytes, self._value_bytes)
 
     @property
     def present(self) -> Iterable[Lane]:
@@ -126,11 +129,13 @@ def build_broker(settings: Settings, lanes: Lanes, fail: Callable[[BaseException
     logger = logging.getLogger(f"{__name__}.faststream")
     logger.setLevel(logging.ERROR)
     broker = _Broker(
-        settings.bootstrap_servers,
+        settings.bootstrap_servers.split(","),  # FastStream takes a string for one server
         consumer_only=True,
         apply_types=False,
         logger=logger,
         client_id=f"{settings.worker_group}-consumer",
+        # that a connection has died without a word is noticed by nothing else; joining the group may take a session's time
+        request_timeout_ms=settings.worker_session_timeout_ms + 5_000,
         metadata_max_age_ms=5_000,  # a topic that is there again, or has more partitions: the default is 5 minutes
     )
     broker.lanes = lanes
