@@ -1,7 +1,8 @@
 """Sessions with Postgres: how they are opened, and the migrations."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +20,10 @@ POSTGRES_ERRORS = (
     asyncpg.InternalClientError,
 )
 """What asyncpg raises, connection errors of the system (OSError, TimeoutError) aside."""
+
+COMMAND_TIMEOUT = 15.0
+"""Seconds for a statement of the worker: more than it waits for a lock. A connection that has died without a word is noticed
+by nothing else, where something in between keeps it open."""
 
 _MIGRATION_LOCK = 0x6D75_7064  # 'mupd': one migration at a time in this database
 
@@ -63,7 +68,7 @@ async def connect_lane(dsn: str, *, application: str, timeout: float = 10) -> Co
     connection = await asyncpg.connect(
         dsn,
         timeout=timeout,
-        command_timeout=60,
+        command_timeout=COMMAND_TIMEOUT,
         server_settings={
             "application_name": application,
             "timezone": "UTC",
@@ -90,6 +95,23 @@ def _to_tuple(microseconds: int) -> tuple[int]:
 
 def _from_tuple(value: tuple[int]) -> int:
     return value[0]
+
+
+@asynccontextmanager
+async def transaction(connection: Connection) -> AsyncIterator[None]:
+    """asyncpg's own, but a session that hasn't answered in time is ended: its ROLLBACK would first wait as long again for
+    the end of that statement (asyncpg issue 1356). Raises what asyncpg raises, TimeoutError."""
+    running = connection.transaction()
+    await running.start()
+    try:
+        yield
+    except TimeoutError:
+        connection.terminate()
+        raise
+    except BaseException:
+        await running.rollback()
+        raise
+    await running.commit()
 
 
 async def close(connection: Connection) -> None:

@@ -38,7 +38,10 @@ class Emitter:
             transactional_id=f"{group}.{tp.topic}.{tp.partition}",
             transaction_timeout_ms=60_000,
             max_batch_size=min(MAX_BATCH_BYTES, max_batch_bytes),
-            request_timeout_ms=20_000,
+            request_timeout_ms=10_000,  # that a connection has died without a word is noticed by nothing else
+            # Asked only when something has failed, aiokafka would next ask the broker that is gone where its successors are,
+            # and wait as long again (issue 1145 has more of this kind).
+            metadata_max_age_ms=5_000,
             # right after a commit the broker refuses while it still writes the last transaction's markers
             retry_backoff_ms=10,
         )

@@ -1,11 +1,13 @@
 """What an operator decides about a lane that has stopped. Each act raises the lane's epoch: its owner, if there is one,
 takes it over again and finds the decision."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Literal
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from worker.consumer import LogConsumer
 from worker.database import Connection
 from worker.errors import Fatal
 from worker.input_log import LogEnds
@@ -14,6 +16,9 @@ from worker.sql import queries
 from worker.topics import check_topics
 
 Decision = Literal["skip", "restart", "accept"]
+
+_QUIET_SECONDS = 10.0
+"""Without a record, where there has to be one: then Kafka is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,10 @@ async def decide(
             detail = f"records {row['next_to_apply']} to {ends.first - 1}, taken by retention, are given up"
             await connection.execute(sql["skip_to"], lane, ends.first)
         elif decision == "accept":
-            latest = await _latest_in_log(settings, tp, ends)
+            begin = max(row["next_to_apply"], ends.first)
+            latest = max(row["latest_arrival"], await _latest_in_log(settings, tp, begin, ends.end))
+            if not latest:
+                raise Fatal(f"{name}: expected a record to accept, found none in the log")
             detail = f"arrivals up to {latest} ms are accepted though the database's clock isn't there yet"
             await connection.execute(sql["accept_until"], lane, latest)
         else:
@@ -78,21 +86,32 @@ async def decide(
     return DecisionResult(lane, detail)
 
 
-async def _latest_in_log(settings: Settings, tp: TopicPartition, ends: LogEnds) -> int:
-    """Timestamp of the last record in the log, in ms. Raises Fatal where there is none."""
-    consumer = AIOKafkaConsumer(
+async def _latest_in_log(settings: Settings, tp: TopicPartition, begin: int, end: int) -> int:
+    """The latest timestamp from `begin` on, in ms, 0 where there is no record. Not that of the last record: that one is
+    stamped right again where the broker's clock was mended first. Raises KafkaError, TimeoutError."""
+    if begin >= end:
+        return 0
+    consumer = LogConsumer(
         bootstrap_servers=settings.bootstrap_servers,
         isolation_level="read_committed",
-        auto_offset_reset="earliest",
+        auto_offset_reset="none",
+        enable_auto_commit=False,
     )
+    latest = 0
     try:
-        await consumer.start()
-        consumer.assign([tp])
-        # the last offsets may be transaction markers
-        consumer.seek(tp, max(ends.first, ends.end - 20))
-        records = (await consumer.getmany(tp, timeout_ms=5_000)).get(tp, [])
+        async with asyncio.timeout(_QUIET_SECONDS) as quiet:
+            await consumer.start()
+            consumer.assign([tp])
+            consumer.seek(tp, begin)
+            while begin < end:
+                for fetched in (await consumer.getmany()).get(tp, []):
+                    if fetched.error is not None:
+                        raise fetched.error
+                    begin = fetched.next_offset
+                    # CreateTime is a producer's clock: it counts for nothing
+                    stamps = [record.timestamp for record in fetched.records if record.timestamp_type == 1]
+                    latest = max([latest, *stamps])
+                    quiet.reschedule(asyncio.get_running_loop().time() + _QUIET_SECONDS)
     finally:
         await consumer.stop()
-    if not records:
-        raise Fatal(f"{tp.topic}/{tp.partition}: expected a record to accept, found none at the log's end")
-    return max(int(record.timestamp) for record in records)
+    return latest

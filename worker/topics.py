@@ -7,7 +7,12 @@ from typing import Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    KafkaError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from worker.errors import DependencyAway
 from worker.settings import Settings
@@ -222,11 +227,16 @@ class _Admin:
         return True
 
     async def config(self, topic: str) -> dict[str, str]:
+        """A broker of several that doesn't know it yet is asked again. Raises KafkaError."""
         async with asyncio.timeout(_TIMEOUT):
-            responses = await self._client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-        return {
-            entry[0]: entry[1]
-            for response in responses
-            for resource in response.resources
-            for entry in resource[4]
-        }
+            for _ in range(20):
+                [response] = await self._client.describe_configs(
+                    [ConfigResource(ConfigResourceType.TOPIC, topic)]
+                )
+                [(code, _message, _type, _name, entries)] = response.resources
+                if for_code(code) is not UnknownTopicOrPartitionError:
+                    break
+                await asyncio.sleep(0.1)
+        if code:
+            raise for_code(code)(f"topic {topic}")
+        return {entry[0]: entry[1] for entry in entries}

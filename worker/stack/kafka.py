@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import uuid
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.console import Console
@@ -24,8 +25,8 @@ rootLogger.appenderRef.console.ref=console
 
 # The broker's own flags, as in Kafka's start script; the heap is set apart.
 _BROKER_JVM = ("-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:+ExplicitGCInvokesConcurrent")
-# A JVM that lives for a second starts sooner so.
-_TOOL_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m")
+# A JVM that doesn't live for long starts sooner so.
+SHORT_LIVED_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto")
 
 
 class EmbeddedKafka(Service):
@@ -35,6 +36,7 @@ class EmbeddedKafka(Service):
     """
 
     name: ClassVar[str] = "Kafka"
+    jvm: ClassVar[Sequence[str]] = _BROKER_JVM
 
     def __init__(self, *, heap: str = "512m", console: Console | None = None) -> None:
         self._java = find_java()
@@ -52,10 +54,12 @@ class EmbeddedKafka(Service):
     def launch(self) -> None:
         if not self._properties.exists():
             self._log4j.write_text(_LOG4J)
-            self._properties.write_text(self._settings())
+            self._properties.write_text(
+                "".join(f"{name}={value}\n" for name, value in self.settings().items())
+            )
             self._format()
         self._spawn(
-            [*self._jvm(), *_BROKER_JVM, f"-Xmx{self._heap}", "kafka.Kafka", str(self._properties)],
+            [*self._jvm(), *self.jvm, f"-Xmx{self._heap}", "kafka.Kafka", str(self._properties)],
             env=_environment(),
         )
 
@@ -69,7 +73,8 @@ class EmbeddedKafka(Service):
         # with "=": one id in 64 begins with "-"
         command = [
             *self._jvm(),
-            *_TOOL_JVM,
+            *SHORT_LIVED_JVM,
+            "-Xmx256m",
             "kafka.tools.StorageTool",
             "format",
             f"--cluster-id={self.cluster_id}",
@@ -90,8 +95,9 @@ class EmbeddedKafka(Service):
                 f"{done.stdout}{done.stderr}"
             )
 
-    def _settings(self) -> str:
-        settings = {
+    def settings(self) -> dict[str, object]:
+        """What its server.properties says; written once, when it is first started."""
+        return {
             "process.roles": "broker,controller",
             "node.id": 1,
             "listeners": f"PLAINTEXT://{self.bootstrap_servers},CONTROLLER://127.0.0.1:{self._controller_port}",
@@ -101,7 +107,6 @@ class EmbeddedKafka(Service):
             "log.dirs": self.directory / "data",
             **SINGLE_NODE,
         }
-        return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
 # One node, and little to set up at the first group and transaction. What isn't here is Kafka's default.

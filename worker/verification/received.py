@@ -1,6 +1,5 @@
 """A record of the input log, by what an answer to it has to say. Pure, and total: whatever the bytes are."""
 
-import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from contracts import events
 from contracts.envelope import InvalidEnvelope, read_position, read_update
 from contracts.json_values import NotJson, deeper_than, read_json
 from contracts.patch import CellMeasurementPatch
+from worker.record import whole_length, whole_sha256
 from worker.verification.digests import digest, json_digest, position
 
 PATCHABLE = tuple(CellMeasurementPatch.model_fields)
@@ -51,8 +51,8 @@ class Received:
 def received(key: bytes | None, value: bytes | None, headers: Headers, topic: str) -> Received:
     """A record as it stands in `topic`."""
     return Received(
-        hashlib.sha256(value or b"").digest(),
-        -1 if value is None else len(value),
+        bytes.fromhex(whole_sha256(value or b"")),
+        -1 if value is None else whole_length(value),
         kept_digest(key, headers),
         _update(key, value, dict(headers), topic) if value else None,
     )
