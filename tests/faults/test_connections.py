@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.drill import Drill
-from tests.faults.proxy import ProxiedKafka, Proxy
+from tests.faults.proxy import ProxiedKafka, Proxy, Way
 from tests.faults.states import administering, stops
 from tests.system import until
 from worker.stack import Stack
@@ -26,6 +26,9 @@ def broker() -> Iterator[ProxiedKafka]:
 def stack(stack: Stack, broker: ProxiedKafka) -> Stack:
     """Its Kafka has a way through a proxy as well."""
     return replace(stack, kafka_bootstrap_servers=broker.bootstrap_servers)
+
+
+STRANDED: list[tuple[Way, ...]] = [("to_server",), ("to_client",), ()]
 
 
 @dataclass(slots=True)
@@ -125,7 +128,7 @@ async def test_connections_die_without_a_word(drill: Drill, network: Network, se
             await drill.flowing()
             [proxy] = network.to(server)
             # what is lost may be the answer to a COMMIT
-            assert proxy.strand(*drill.chance.choice([("to_server",), ("to_client",), ()])) > 0
+            assert proxy.strand(*drill.chance.choice(STRANDED)) > 0
             await drill.recovered()
 
 
