@@ -27,23 +27,8 @@ _CLASS = "org/apache/kafka/common/utils/SystemTime.class"
 # tags of the constant pool, and the bytes that follow each
 _UTF8, _CLASS_REF, _STRING, _METHOD_REF, _NAME_AND_TYPE = 1, 7, 8, 10, 12
 _SIZES = {
-    3: 4,
-    4: 4,
-    5: 8,
-    6: 8,
-    7: 2,
-    8: 2,
-    9: 4,
-    10: 4,
-    11: 4,
-    12: 4,
-    15: 3,
-    16: 2,
-    17: 4,
-    18: 4,
-    19: 2,
-    20: 2,
-}
+    3: 4, 4: 4, 5: 8, 6: 8, 7: 2, 8: 2, 9: 4, 10: 4, 11: 4, 12: 4, 15: 3, 16: 2, 17: 4, 18: 4, 19: 2, 20: 2,
+}  # fmt: skip
 _TWO_PLACES = (5, 6)  # long and double
 
 

@@ -38,7 +38,7 @@ class Proxy:
         self._target = ("", 0)
         self._delay = (0.0, 0.0)
         self._bytes_a_second: float | None = None
-        self._flowing = _flowing()
+        self._flowing = _set_event()
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], _Connection] = {}
 
@@ -60,16 +60,15 @@ class Proxy:
             if serving:
                 await asyncio.wait(serving)
 
-    def cut(self, *, reset: bool = True, share: float = 1.0) -> int:
-        """End connections, each with this probability: by RST, with what is on its way, or by FIN. How many?"""
-        chosen = [found for found in self._connections.values() if self._chance.random() < share]
-        for connection in chosen:
+    def cut(self, *, reset: bool = True) -> int:
+        """End every connection, by RST or by FIN; what is on its way is lost. How many?"""
+        for connection in self._connections.values():
             for writer in (connection.to_server, connection.to_client):
                 if reset:
                     _reset(writer)
                 else:
                     writer.close()
-        return len(chosen)
+        return len(self._connections)
 
     def strand(self, *ways: Way) -> int:
         """The connections that are open now carry no byte any more, and aren't closed; new ones work. How many?"""
@@ -79,15 +78,13 @@ class Proxy:
         return len(self._connections)
 
     @contextmanager
-    def holding_up(self, *ways: Way) -> Iterator[None]:
+    def holding_up(self) -> Iterator[None]:
         """No byte comes through, of new connections neither; then what was sent meanwhile arrives."""
-        for way in ways or WAYS:
-            self._flowing[way].clear()
+        self._flowing.clear()
         try:
             yield
         finally:
-            for way in WAYS:
-                self._flowing[way].set()
+            self._flowing.set()
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
@@ -121,7 +118,7 @@ class Proxy:
         except OSError:  # the server is away
             to_client.transport.abort()
             return
-        connection = _Connection(to_server, to_client, _flowing())
+        connection = _Connection(to_server, to_client, {way: _set_event() for way in WAYS})
         serving = asyncio.current_task()
         assert serving is not None
         self._connections[serving] = connection
@@ -149,7 +146,7 @@ class Proxy:
             while True:
                 due, chunk = await on_its_way.get()
                 await asyncio.sleep(due - loop.time())
-                await self._flowing[way].wait()
+                await self._flowing.wait()
                 await connection.flowing[way].wait()
                 if not chunk:
                     return
@@ -183,11 +180,10 @@ class _Connection:
     flowing: dict[Way, asyncio.Event]
 
 
-def _flowing() -> dict[Way, asyncio.Event]:
-    flowing: dict[Way, asyncio.Event] = {way: asyncio.Event() for way in WAYS}
-    for event in flowing.values():
-        event.set()
-    return flowing
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
 
 
 def _reset(writer: StreamWriter) -> None:
