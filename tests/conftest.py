@@ -74,3 +74,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     faults = parser.getgroup("faults")
     faults.addoption("--fault-rounds", type=int, default=1, help="how often each drill injects its fault")
     faults.addoption("--fault-seed", default="", help="another seed, other moments and other updates")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of the drills. Here, where a run's first process looks: with several, it collects no tests itself."""
+    from tests.faults.drill import table
+
+    rows = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == "drill" and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(table(rows))

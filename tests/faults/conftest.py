@@ -1,4 +1,4 @@
-"""Systems whose workers' deaths are noticed soon, rows to update, and drills, whose table stands at a run's end."""
+"""Systems whose workers' deaths are noticed soon, rows to update, and drills."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.conftest import fresh_database
-from tests.faults.drill import Drill, table
+from tests.faults.drill import Drill
 from tests.faults.load import Load, seed
 from tests.faults.servers import Servers, running_servers
 from tests.faults.states import Log
@@ -71,19 +71,6 @@ def drill(
 
 def _seed(request: pytest.FixtureRequest) -> str:
     return f"{request.node.nodeid} {request.config.getoption('--fault-seed')}"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    rows = [
-        value
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.getreports(outcome)
-        for name, value in report.user_properties
-        if name == "drill" and report.when == "call"
-    ]
-    if rows:
-        terminalreporter.section("faults")
-        terminalreporter.write_line(table(rows))
 
 
 @pytest.fixture
