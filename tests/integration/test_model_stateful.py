@@ -5,6 +5,7 @@ Hypothesis chooses what happens; after every step rows and answers are the model
 
 import asyncio
 import copy
+import itertools
 import json
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
@@ -209,9 +210,10 @@ class Machine(RuleBasedStateMachine):
 
     # Log and other writers
 
-    @rule(partition=st.integers(0, 1), batch=st.lists(updates(), min_size=3, max_size=8))
-    def append(self, partition: int, batch: list[dict[str, Any]]) -> None:
-        for update in batch:
+    @rule(partitions=st.sampled_from([(0, 1), (0,), (1,)]), batch=st.lists(updates(), min_size=3, max_size=8))
+    def append(self, partitions: Sequence[int], batch: list[dict[str, Any]]) -> None:
+        """To one of them, or in turn to both."""
+        for update, partition in zip(batch, itertools.cycle(partitions), strict=False):
             self._append(partition, update)
 
     def _append(self, partition: int, update: dict[str, Any]) -> None:
@@ -520,7 +522,7 @@ async def test_rows_and_answers_are_the_naive_models_whatever_happens(migrated_u
             run_state_machine_as_test(
                 bound,
                 settings=settings(
-                    max_examples=80,
+                    max_examples=120,
                     stateful_step_count=30,
                     deadline=None,
                     suppress_health_check=list(HealthCheck),
