@@ -20,7 +20,7 @@ from worker.crash_points import reached
 from worker.database import Connection, transaction
 from worker.errors import DependencyAway, LaneStopped, Superseded
 from worker.measurement import PATCHABLE, Measurement, measurement_of
-from worker.plan import Ground, KnownIdentity, Plan, plan
+from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES, Record, Rejection, Update, whole_length
 from worker.sql import queries
 
@@ -75,8 +75,8 @@ async def apply(
 ) -> Plan:
     """Decide a batch for ever. On success `position` is moved; on any error it isn't, and nothing was written.
 
-    Raises Superseded (the lane isn't ours or isn't where we left it), AheadOfClock, NothingToJudgeBy, and what
-    asyncpg raises.
+    Raises Superseded (the lane isn't ours or isn't where we left it), AheadOfClock, NothingToJudgeBy, TooMuchAtOnce,
+    and what asyncpg raises.
     """
     sql = queries()
     updates = [event for event in batch.events if isinstance(event, Update)]
@@ -101,7 +101,7 @@ async def apply(
         if last and arrival > latest:
             raise AheadOfClock(latest)
 
-        measurements = await _lock_measurements(connection, updates)
+        measurements = await _lock_measurements(connection, updates, ground.max_batch_bytes)
         if batch.events and not measurements:
             if not await connection.fetchval(sql["any_measurement"]):
                 raise NothingToJudgeBy(
@@ -109,7 +109,7 @@ async def apply(
                     " Fill the table, or point the worker at the right one"
                 )
             # it may have been filled between the two looks: nothing is judged by the empty table
-            measurements = await _lock_measurements(connection, updates)
+            measurements = await _lock_measurements(connection, updates, ground.max_batch_bytes)
         identities = await _find_identities(connection, updates)
 
         result = plan(batch.events, measurements, identities, ground)
@@ -137,12 +137,16 @@ def clock_stop(event: Update | Rejection, topic: str, partition: int) -> LaneSto
     )
 
 
-async def _lock_measurements(connection: Connection, updates: Sequence[Update]) -> dict[str, Measurement]:
-    """By id; what isn't there is left out."""
+async def _lock_measurements(
+    connection: Connection, updates: Sequence[Update], max_bytes: int
+) -> dict[str, Measurement]:
+    """By id; what isn't there is left out. Raises TooMuchAtOnce where all of them would be larger."""
     if not updates:
         return {}
     ids = list({update.measurement_id for update in updates})
-    rows = await connection.fetch(queries()["lock_measurements"], ids)
+    rows = await connection.fetch(queries()["lock_measurements"], ids, max_bytes)
+    if rows and rows[-1]["id"] is None:
+        raise TooMuchAtOnce(max(1, len(updates) * (len(rows) - 1) // len(ids)))
     return {row["id"]: measurement_of(row) for row in rows}
 
 

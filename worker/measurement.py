@@ -5,9 +5,10 @@ Fields stay the text that Postgres gave or orjson made: what no event touches is
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import orjson
 from worker.record import Json, Position
 
 PATCHABLE = ("name", "protocol", "test_setup", "notes", "properties")
+JSON_FIELDS = ("protocol", "test_setup", "properties")
 MEASUREMENT_TYPES = ("time_series", "file", "properties")
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -68,6 +70,23 @@ def same_json(text: bytes, value: Json) -> bool:
     return json_equal(stored, value)
 
 
+def excess_in_database(text: bytes) -> int:
+    """So many bytes more than this JSON text has its value as jsonb prints it: all digits (1e308 has 309), and spaces."""
+    digits = 0
+
+    def real(literal: str) -> int:
+        nonlocal digits
+        digits += len(format(Decimal(literal) + 0, "f")) - 1  # + 0: numeric has no -0.0
+        return 0
+
+    value = json.loads(text, parse_float=real)
+    return len(json.dumps(value, ensure_ascii=False).encode()) + digits - len(text)
+
+
+_MOST_GROWTH = 50
+"""The text that we make of an event's value is at most so many times as long in the database: `5e-324,` is 47 times."""
+
+
 @dataclass(slots=True)
 class Measurement:
     """One locked row. `fields` and `positions` have the five patchable names as keys; a field is JSON text or None."""
@@ -89,18 +108,20 @@ class Measurement:
     written: set[str]
     """The fields whose value in the database has to be replaced."""
     applied: bool = False
+    excess: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    """Field → a text, and what `excess_in_database` says of it."""
 
     def unreadable(self, fields: Mapping[str, bytes | None], updated_at: int | None) -> str | None:
         """Why the model with these fields can't be expressed, None where it can."""
         if self.fault:
             return self.fault
-        name = fields["name"]
-        if name is None or not 1 <= len(orjson.loads(name)) <= 255:
+        called = fields["name"]
+        if called is None or not 1 <= len(orjson.loads(called)) <= 255:
             return "name: expected 1 to 255 characters"
-        for field in ("protocol", "test_setup", "properties"):
-            text = fields[field]
+        for name in JSON_FIELDS:
+            text = fields[name]
             if text is not None and not text.startswith(b"{"):
-                return f"{field}: expected an object or null"
+                return f"{name}: expected an object or null"
         if updated_at is None or not _FIRST <= updated_at <= _LAST:
             return "updated_at: expected a finite time in the years 1 to 9999"
         return None
@@ -116,6 +137,25 @@ class Measurement:
             fields["notes"] or b"null",
             fields["properties"] or b"null",
         )
+
+    def growth(
+        self, fields: Mapping[str, bytes | None], changed: Collection[str], model: bytes, limit: int
+    ) -> int:
+        """How much larger the model will be once it comes from the database: a batch's end makes no difference to sizes.
+
+        Counted only where it can take the model over the limit (bytes).
+        """
+        if len(model) * _MOST_GROWTH <= limit:
+            return 0
+        growth = 0
+        for name in self.written.union(changed).intersection(JSON_FIELDS):
+            text = fields[name]
+            if text is not None:
+                known = self.excess.get(name)
+                if known is None or known[0] is not text:
+                    known = self.excess[name] = text, excess_in_database(text)
+                growth += known[1]
+        return growth
 
 
 _UPDATED_AT = b',"updated_at":"'

@@ -47,7 +47,7 @@ async def apply_batch(
     """Decide a batch, in as many transactions as it takes, in log order. `waiting` hears what it waits for.
 
     Cut in halves where Postgres refuses an event's data, until that one event is alone and rejected; cut before a record
-    from the future; cut where the answers would take too much memory. Raises LaneStopped at a record from the future,
+    from the future; cut where rows or answers would take too much memory. Raises LaneStopped at a record from the future,
     and what `apply` raises.
     """
     waits = backoff(first=0.02, cap=1.0)

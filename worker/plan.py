@@ -64,12 +64,12 @@ class Ground:
     form: AnswerForm
     identity_retention: int
     """Milliseconds."""
-    max_answer_bytes: int = 32 * 1024**2
-    """Of one batch's answers together: a small update of a large measurement has a large answer."""
+    max_batch_bytes: int = 32 * 1024**2
+    """Of the rows that one batch loads, and of its answers: a small update of a large measurement has a large answer."""
 
 
 class TooMuchAtOnce(Exception):
-    """The answers of one batch would take too much memory; so many of its events fit."""
+    """The rows of one batch, or its answers, would take too much memory; about so many of its events fit."""
 
     def __init__(self, fitting: int) -> None:
         super().__init__(fitting)
@@ -105,7 +105,7 @@ def plan(
             result.applied.append(applied)
             result.answers.append(answer)
             size += len(applied.model)
-            if size > ground.max_answer_bytes and index > 0:
+            if size > ground.max_batch_bytes and index > 0:
                 raise TooMuchAtOnce(index)
     result.measurements = [measurement for measurement in measurements.values() if measurement.applied]
     return result
@@ -228,6 +228,7 @@ def _apply(update: Update, measurement: Measurement, ground: Ground) -> tuple[Ap
         ground.form.source,
     )
     size = wire_size(answer.key, answer.value, answer.headers)
+    size += measurement.growth(fields, changed, model, ground.form.max_updated_bytes)
     if size > ground.form.max_updated_bytes:
         return _reject(
             update,

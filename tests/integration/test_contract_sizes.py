@@ -5,13 +5,24 @@ import json
 from typing import Any
 
 import orjson
+import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import RecordMetadata
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.system import Answer, System
+from worker.measurement import excess_in_database
+from worker.sql import queries
 
 MIB = 1024**2
 KIB_64 = 64 * 1024
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | texts, lambda inner: st.lists(inner) | st.dictionaries(texts, inner)
+)
 
 
 def notes_of(size: int) -> bytes:
@@ -193,6 +204,76 @@ async def test_an_answer_just_below_the_limit_is_sent(lab: System) -> None:
     for answer in answers:
         assert answer.changed == ["notes"]
         assert 8 * MIB - 2_000 < len(answer.value or b"") < 8 * MIB
+
+
+@pytest.mark.parametrize("batch_records", [1, 1_000])
+async def test_an_answer_has_the_size_that_it_has_once_it_comes_from_the_database(
+    lab: System, batch_records: int
+) -> None:
+    """Postgres prints all digits of a number: where batches end makes no difference to what is too large."""
+    await lab.seed("m-1")
+    records = [
+        await lab.publish("m-1", b'{"protocol":{"a":[%b]}}' % b",".join([b"1e308"] * numbers))
+        for numbers in (26_000, 28_000)  # 8.1 MB and 8.7 MB; as they come, 156 kB
+    ]
+    records.append(await lab.publish("m-1", b'{"notes":"%b"}' % (b"x" * 500_000)))
+    records.append(await lab.publish("m-1", b'{"notes":"short"}'))
+    async with lab.worker(worker_batch_records=batch_records):
+        assert await lab.verdicts(*records) == [
+            "1 protocol",
+            "answer_too_large",
+            "answer_too_large",
+            "2 notes",
+        ]
+
+
+async def test_what_a_value_takes_in_the_database_is_told_beforehand(lab: System) -> None:
+    values: list[Any] = [
+        1e308,
+        5e-324,
+        -0.0,
+        -0.5,
+        1e22,
+        1.5e300,
+        3.0,
+        {},
+        [],
+        '\x7f\n"é😀',
+        {"a": [1, {"b": None}]},
+    ]
+    texts = [orjson.dumps(value) for value in values]
+
+    @settings(max_examples=100, database=None)
+    @given(json_values)
+    def collect(value: Any) -> None:
+        texts.append(orjson.dumps(value))
+
+    collect()
+    rows = await lab.database.fetch(
+        "SELECT octet_length(text::jsonb::text) AS size FROM unnest($1::text[]) AS text",
+        [text.decode() for text in texts],
+    )
+    told = [(text, len(text) + excess_in_database(text)) for text in texts]
+    assert told == [(text, row["size"]) for text, row in zip(texts, rows, strict=True)]
+
+
+async def test_rows_that_do_not_fit_into_memory_together_are_taken_in_parts(lab: System) -> None:
+    """A batch of small updates of large measurements."""
+    for number in range(20):
+        await lab.seed(f"m-{number:02}", protocol={"x": "x" * 2 * MIB})
+    records = [
+        await lab.publish(f"m-{number:02}", {"notes": f"{number}"}, partition=0) for number in range(20)
+    ]
+    ids = [f"m-{number:02}" for number in range(20)]
+    found = await lab.database.fetch(queries()["lock_measurements"], ids, 9 * MIB)
+    assert [row["id"] for row in found] == [*ids[:4], None]
+    [alone] = await lab.database.fetch(queries()["lock_measurements"], ids[:1], 1)
+    assert alone["id"] == "m-00"
+    async with lab.worker():
+        verdicts = await lab.verdicts(*records)
+        answers = await lab.answers_to(*records)
+    assert verdicts == ["1 notes"] * 20
+    assert [answer.model["notes"] for answer in answers] == [f"{number}" for number in range(20)]
 
 
 async def test_many_large_events_and_answers_pass_in_order(lab: System) -> None:

@@ -484,7 +484,7 @@ def test_what_no_event_touches_is_passed_on_digit_by_digit() -> None:
 
 
 def test_a_batch_whose_answers_take_too_much_memory_says_how_many_events_fit() -> None:
-    small = Ground(1, 0, GROUND.form, RETENTION, max_answer_bytes=3_000)
+    small = Ground(1, 0, GROUND.form, RETENTION, max_batch_bytes=3_000)
     events = [
         update_of(
             model.Event((100, 0, offset), (100, 0, offset), "m-1", "s", f"{offset}", {"notes": "x" * 900})
@@ -495,5 +495,5 @@ def test_a_batch_whose_answers_take_too_much_memory_says_how_many_events_fit() -
     with pytest.raises(TooMuchAtOnce) as raised:
         plan(events, {"m-1": row}, {}, small)
     assert raised.value.fitting == 2
-    alone = Ground(1, 0, GROUND.form, RETENTION, max_answer_bytes=1)
+    alone = Ground(1, 0, GROUND.form, RETENTION, max_batch_bytes=1)
     assert len(plan(events[:1], {"m-1": measurement_of(fresh_rows()[0])}, {}, alone).applied) == 1

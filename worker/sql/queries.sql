@@ -75,15 +75,9 @@ WHERE lane = $1 AND epoch = $2;
 UPDATE measurement_updates.lanes SET duplicates = duplicates + $2 WHERE lane = $1;
 
 -- name: lock_measurements
--- In id order, so that two lanes never wait for each other; NO KEY: foreign keys elsewhere may still point here.
--- $1 ids
-SELECT id, cell_instance_id, name, protocol, start_time, test_setup, step_labels_validated, notes, measurement_type,
-       properties, file_metadata, organization_id, created_by, created_by_email, created_at, updated_at, revision,
-       name_position, protocol_position, test_setup_position, notes_position, properties_position,
-       answer_lane, answer_offset
-FROM cell_measurements WHERE id = ANY($1::text[])
-ORDER BY id
-FOR NO KEY UPDATE;
+-- In id order, so that two lanes never wait for each other. $1 ids, $2 at most so many bytes of text (the first row always):
+-- where that leaves rows out, the last row is one of NULLs
+SELECT * FROM measurement_updates.lock_measurements($1, $2);
 
 -- name: any_measurement
 SELECT EXISTS (SELECT FROM cell_measurements);
