@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from worker.record import Record
 
+_DECODED_BYTES = 128
+
 
 class Inbox:
     """Records of one partition without a gap; `next_offset` is the one that follows what was put in."""
@@ -19,7 +21,7 @@ class Inbox:
         resume: Callable[[], None],
     ) -> None:
         self.next_offset = next_offset
-        self._records: deque[Record] = deque()
+        self._records: deque[tuple[Record, int]] = deque()
         self._bytes = 0
         self._max_records = max_records
         self._max_bytes = max_bytes
@@ -31,8 +33,10 @@ class Inbox:
         self._error: Exception | None = None
 
     def put(self, records: Sequence[Record], next_offset: int) -> None:
-        self._records.extend(records)
-        self._bytes += sum(_size(record) for record in records)
+        for record in records:
+            size = _size(record)
+            self._records.append((record, size))
+            self._bytes += size
         self.next_offset = next_offset
         self._ready.set()
         if not self._paused and (
@@ -69,18 +73,23 @@ class Inbox:
         batch: list[Record] = []
         size = 0
         while self._records and len(batch) < self._max_records:
-            size += _size(self._records[0])
-            if batch and size > self._max_bytes:
+            record, its_size = self._records[0]
+            if batch and size + its_size > self._max_bytes:
                 break
-            batch.append(self._records.popleft())
-        self._bytes -= sum(_size(record) for record in batch)
+            self._records.popleft()
+            batch.append(record)
+            size += its_size
+        self._bytes -= size
         if not self._records:
             self._ready.clear()
         if self._paused and len(self._records) < self._max_records and self._bytes < self._max_bytes:
             self._paused = False
             self._resume()
-        return batch, self._records[0].offset if self._records else self.next_offset
+        return batch, self._records[0][0].offset if self._records else self.next_offset
 
 
 def _size(record: Record) -> int:
-    return len(record.value or b"") + len(record.key or b"") + 64 * len(record.headers) + 200
+    """What it takes in memory, about. An object or a list is a few bytes of JSON and some hundred decoded: `{"":0}`."""
+    value = record.value or b""
+    decoded = _DECODED_BYTES * (value.count(b"{") + value.count(b"["))
+    return len(value) + decoded + len(record.key or b"") + 64 * len(record.headers) + 200

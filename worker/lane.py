@@ -19,6 +19,7 @@ from worker.consumer import Fetched
 from worker.errors import DependencyAway, Fatal, LaneStopped, Superseded, WorkerError
 from worker.inbox import Inbox
 from worker.pipeline import Decided, apply_batch, decode_batch
+from worker.record import Record
 from worker.retry import as_worker_error, backoff
 from worker.sql import queries
 from worker.takeover import LaneParts, TakenOver, check_ends, take_over
@@ -115,13 +116,12 @@ class Lane:
         await self._note_answered(taken)
 
     async def _decide(self, taken: TakenOver, inbox: Inbox, outbox: "asyncio.Queue[Decided | None]") -> None:
-        position, limits = taken.position, self._parts.limits
         noted = taken.answered
         idle = 0
         while not inbox.closed:
             batch = await inbox.take(_IDLE_SECONDS)
             if batch is None:
-                if taken.answered == position.next_to_apply:
+                if taken.answered == taken.position.next_to_apply:
                     self._say("running")
                 if noted < taken.answered:
                     await self._note_answered(taken)
@@ -131,20 +131,29 @@ class Lane:
                     await self._check(taken)
                 continue
             idle = 0
-            records, next_offset = batch
-            events = decode_batch(records, position.latest_arrival, limits)
-            decisions = apply_batch(
-                taken.connection,
-                position,
-                Batch(events, next_offset),
-                taken.ground,
-                taken.answered,
-                self._say_waiting,
-            )
-            async for decided in decisions:
-                self._say("running")
-                await outbox.put(decided)
+            await self._decide_batch(taken, *batch, outbox)
+            del batch  # so that the next one isn't decoded beside it
         await outbox.put(None)
+
+    async def _decide_batch(
+        self,
+        taken: TakenOver,
+        records: list[Record],
+        next_offset: int,
+        outbox: "asyncio.Queue[Decided | None]",
+    ) -> None:
+        events = decode_batch(records, taken.position.latest_arrival, self._parts.limits)
+        decisions = apply_batch(
+            taken.connection,
+            taken.position,
+            Batch(events, next_offset),
+            taken.ground,
+            taken.answered,
+            self._say_waiting,
+        )
+        async for decided in decisions:
+            self._say("running")
+            await outbox.put(decided)
 
     async def _answer(self, taken: TakenOver, outbox: "asyncio.Queue[Decided | None]") -> None:
         ended = False

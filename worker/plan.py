@@ -64,7 +64,7 @@ class Ground:
     form: AnswerForm
     identity_retention: int
     """Milliseconds."""
-    max_batch_bytes: int = 32 * 1024**2
+    max_batch_bytes: int = 16 * 1024**2
     """Of the rows that one batch loads, and of its answers: a small update of a large measurement has a large answer."""
 
 
@@ -228,7 +228,7 @@ def _apply(update: Update, measurement: Measurement, ground: Ground) -> tuple[Ap
         ground.form.source,
     )
     size = wire_size(answer.key, answer.value, answer.headers)
-    size += measurement.growth(fields, changed, model, ground.form.max_updated_bytes)
+    size += measurement.growth(fields, changed, ground.form.max_updated_bytes - size)
     if size > ground.form.max_updated_bytes:
         return _reject(
             update,
