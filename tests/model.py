@@ -101,6 +101,14 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
+Refuses = Callable[[Mapping[str, Any]], bool]
+"""Of a row's columns as an event would leave them: does the database refuse them?"""
+
+
+def nothing(_: Mapping[str, Any]) -> bool:
+    return False
+
+
 class Model:
     """Rows, and the identities that were applied."""
 
@@ -108,12 +116,12 @@ class Model:
         self,
         rows: dict[str, Row],
         identity_retention: int,
-        refuses: Callable[[Mapping[str, Any]], bool] = lambda columns: False,
+        refuses: Refuses = nothing,
     ) -> None:
         self.rows = rows
         self.retention = identity_retention
         self.refuses = refuses
-        self.seen: list[tuple[tuple[str | None, ...], str, int]] = []
+        self.seen: defaultdict[tuple[str | None, ...], list[tuple[str, int]]] = defaultdict(list)
 
     def fold(self, event: Event) -> Outcome:
         """Judge one event, and apply it where it is to be applied."""
@@ -127,8 +135,8 @@ class Model:
         content = canonical([event.patch, event.expected_revision])
         near = [
             seen_content
-            for seen_identity, seen_content, arrival in self.seen
-            if seen_identity == identity and abs(arrival - event.own[0]) < self.retention
+            for seen_content, arrival in self.seen[identity]
+            if abs(arrival - event.own[0]) < self.retention
         ]
         if content in near:
             return Outcome("duplicate")
@@ -161,7 +169,7 @@ class Model:
             return Outcome("rejected", "storage_refused")
         row.columns, row.written = after, written
         row.revision += bool(changed)
-        self.seen.append((identity, content, event.own[0]))
+        self.seen[identity].append((content, event.own[0]))
         return Outcome("applied", "", row.revision, tuple(changed), after, event)
 
     def judge(self, record: Record, arrival: int, max_event_bytes: int = 1024**2) -> Outcome:

@@ -35,12 +35,17 @@ async def check(system: System, timeout: float = 30, *, foldable: bool = True) -
 
 
 async def reckon(
-    system: System, timeout: float, *, foldable: bool = True, allow_repeats: bool = False
+    system: System,
+    timeout: float,
+    *,
+    foldable: bool = True,
+    allow_repeats: bool = False,
+    refuses: model.Refuses = model.nothing,
 ) -> Verdicts:
     """As `check`, but faults are told, not raised.
 
     foldable: False where the log alone doesn't tell the rows: records are gone from it, something else writes rows, or a
-    measurement's updates come through several partitions.
+    measurement's updates come through several partitions. refuses: what the database refuses.
     """
     await system.settled(timeout)
     report = await verify(system.settings, allow_repeats=allow_repeats)
@@ -59,11 +64,11 @@ async def reckon(
         ],
     )
     if foldable:
-        verdicts.faults += await _unlike_the_model(system)
+        verdicts.faults += await _unlike_the_model(system, refuses)
     return verdicts
 
 
-async def _unlike_the_model(system: System) -> list[str]:
+async def _unlike_the_model(system: System, refuses: model.Refuses) -> list[str]:
     """Every record folded over the rows as they were seeded: each answer and each row must be as foretold."""
     answers: defaultdict[Place, list[Answer]] = defaultdict(list)
     for answer in await system.answers(count=0):
@@ -71,6 +76,7 @@ async def _unlike_the_model(system: System) -> list[str]:
     naive = model.Model(
         {name: model.row_of(row) for name, row in system.base.items()},
         int(system.settings.worker_identity_retention.total_seconds() * 1000),
+        refuses,
     )
     arrivals = model.Arrivals()
     faults = []

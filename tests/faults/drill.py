@@ -24,8 +24,9 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from tests import model
 from tests.faults.checker import Verdicts, reckon
-from tests.faults.load import RATE, Load
+from tests.faults.load import Load
 from tests.faults.states import Log
 from tests.system import System, answer_of, until
 
@@ -83,21 +84,26 @@ class Drill:
 
     @asynccontextmanager
     async def under_load(
-        self, fault: str, *, rate: float = RATE, foldable: bool = True, allow_repeats: bool = False
+        self,
+        fault: str,
+        *,
+        foldable: bool = True,
+        allow_repeats: bool = False,
+        refuses: model.Refuses = model.nothing,
     ) -> AsyncIterator[None]:
         """Load and a subscriber; at the end everything has to be answered (the workers still run) and is checked.
 
-        foldable: False where the log alone doesn't tell the rows (see `reckon`).
+        foldable, allow_repeats, refuses: see `reckon`.
         """
         self.reckoning.fault = fault
         subscribing = asyncio.create_task(self._subscribe())
         try:
             with self._running:
-                async with self.load.running(rate):
+                async with self.load.running():
                     yield
                 self.reckoning.records = self.load.count
                 verdicts = self.verdicts = await reckon(
-                    self.system, 60, foldable=foldable, allow_repeats=allow_repeats
+                    self.system, 60, foldable=foldable, allow_repeats=allow_repeats, refuses=refuses
                 )
                 self.reckoning.lost = verdicts.lost
                 self.reckoning.doubled = verdicts.doubled

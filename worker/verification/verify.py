@@ -73,6 +73,7 @@ async def verify(
             log.ended(await kafka.latest_ends(topic))
             await _read_input(context, kafka, upto, says)
             await _read_answers(context, kafka, updated, rejected, ends, says)
+            ledger.all_answers()
             look_for_what_is_missing(context)  # 6
     return report
 
