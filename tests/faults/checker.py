@@ -80,12 +80,12 @@ async def _unlike_the_model(system: System, refuses: model.Refuses) -> list[str]
     )
     arrivals = model.Arrivals()
     faults = []
-    for record in await _input_log(system):
+    for record in await input_log(system):
         place = record.partition, record.offset
         outcome = naive.judge(record, arrivals.of(record))
-        given = {_given(answer) for answer in answers[place]} or {_NO_ANSWER}
-        if given != {_foretold(outcome)}:
-            faults.append(f"record {place}: expected {_foretold(outcome)}, found {given}")
+        given = {given_in(answer) for answer in answers[place]} or {_NO_ANSWER}
+        if given != {foretold(outcome)}:
+            faults.append(f"record {place}: expected {foretold(outcome)}, found {given}")
     for name, row in naive.rows.items():
         found = model.row_of(await system.row(name))
         if found != row:
@@ -96,13 +96,13 @@ async def _unlike_the_model(system: System, refuses: model.Refuses) -> list[str]
 _NO_ANSWER = ("duplicate",)
 
 
-def _given(answer: Answer) -> tuple[str, ...]:
+def given_in(answer: Answer) -> tuple[str, ...]:
     if answer.rejected:
         return "rejected", answer.code
     return "updated", answer.text("ce_revision"), answer.text("ce_changed"), model.canonical(answer.model)
 
 
-def _foretold(outcome: model.Outcome) -> tuple[str, ...]:
+def foretold(outcome: model.Outcome) -> tuple[str, ...]:
     match outcome.kind:
         case "applied":
             changed = ",".join(outcome.changed)
@@ -113,7 +113,7 @@ def _foretold(outcome: model.Outcome) -> tuple[str, ...]:
             return _NO_ANSWER
 
 
-async def _input_log(system: System) -> list[ConsumerRecord[bytes, bytes]]:
+async def input_log(system: System) -> list[ConsumerRecord[bytes, bytes]]:
     """Every record that is in the input topic, in order in each partition."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=system.settings.bootstrap_servers,

@@ -21,7 +21,7 @@ import pytest
 from aiokafka.structs import RecordMetadata
 
 from tests import model
-from tests.faults.checker import _foretold, _given, _input_log
+from tests.faults.checker import foretold, given_in, input_log
 from tests.faults.drill import Drill
 from tests.faults.states import Log, held, lanes_wait
 from tests.system import Answer, Place, System, until
@@ -160,9 +160,9 @@ class History:
         while self._acts and not self._is_where_it_was_judged(answer):
             self._take_act()
         outcome = self._naive.judge(record, arrival)
-        given = ("duplicate",) if answer is None else _given(answer)
+        given = ("duplicate",) if answer is None else given_in(answer)
         at = record.partition, record.offset
-        assert given == _foretold(outcome), f"{self._id}: record {at} over {self.row}"
+        assert given == foretold(outcome), f"{self._id}: record {at} over {self.row}"
         if outcome.event is not None:
             self.kept += self._left_alone(outcome.event.patch)
 
@@ -226,7 +226,7 @@ async def histories(system: System, acts: Mapping[str, Sequence[Act]]) -> list[H
     }
     arrivals = model.Arrivals()
     gone_through: dict[str, History] = {}
-    for record in await _input_log(system):
+    for record in await input_log(system):
         name = (record.key or b"").decode()
         if name not in gone_through:
             gone_through[name] = History(name, system, acts.get(name, ()))
@@ -328,6 +328,25 @@ async def test_events_from_before_an_edit_are_applied_after_it_and_do_not_undo_i
     assert (row["notes"], row["protocol"], row["name"]) == ("REST", {"by": "REST"}, "requeued")
     assert row["test_setup"] == {"lab": "event"}
     no_errors([log])
+
+
+async def test_a_row_that_is_deleted_and_inserted_at_once_is_there_all_the_time(
+    lab: System, log: Log
+) -> None:
+    """A statement that waited for it sees neither row: Postgres looks for rows as they were when it began."""
+    await lab.seed("m-1")
+    await lab.seed("m-2")
+    with lab.process(log.file):
+        async with held(lab, "DELETE FROM cell_measurements WHERE id = 'm-1'") as other:
+            await other.execute(
+                "INSERT INTO cell_measurements (id, cell_instance_id, name) VALUES ('m-1', 'c', 'anew')"
+            )
+            records = [
+                await lab.publish(id, {"notes": "event"}, partition=0) for id in ("m-1", "m-2", "m-3", "m-1")
+            ]
+            await lanes_wait(lab)
+        assert await lab.verdicts(*records) == ["1 notes", "1 notes", "measurement_not_found", "1"]
+    assert (await lab.row("m-1"))["name"] == "anew"
 
 
 async def requeued(lab: System, at: RecordMetadata) -> RecordMetadata:
