@@ -34,7 +34,7 @@ test: setup  ## all tests
 # the whole suite; `make test` does each drill once. ROUNDS and SEED choose how often, and other moments and updates
 ROUNDS ?= 5
 faults: setup  ## the fault drills, several times each, with a table at the end
-	$(BIN)/python -m pytest tests/faults --fault-rounds $(ROUNDS) --fault-seed "$(SEED)"
+	$(PYTEST) tests/faults --fault-rounds $(ROUNDS) --fault-seed "$(SEED)"
 
 check: setup  ## what CI runs: format, lint, types, imports, tests
 	@echo "== format: ruff format --check ==" && $(BIN)/ruff format --check
