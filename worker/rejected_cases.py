@@ -67,18 +67,16 @@ async def settle_cases(
         await connection.execute(sql["join_cases"], ground.lane, list(joined), lanes, offsets)
     lanes, offsets = zip(*(case for case, _ in acts), strict=True)
     details = [outcome for _, outcome in acts]
-    await connection.execute(
-        sql["keep_acts"], lanes, offsets, details, "answered", ground.form.source, None
-    )
+    await connection.execute(sql["keep_acts"], lanes, offsets, details, "answered", ground.form.source, None)
 
 
 def _sent_again(events: Sequence[Update | Rejection]) -> Iterator[tuple[int, FirstPosition]]:
-    """Offset, and where it stood first. The usual update is told by its position: headers aren't looked at again."""
+    """Offset, and where it stood first."""
     for event in events:
+        if isinstance(event, Update) and not event.sent_again:
+            continue
         record = event.record
         own = position(event.arrival, record.partition, record.offset)
-        if isinstance(event, Update) and event.position == own:
-            continue
         stated = dict(record.headers).get(REQUEUED_FROM)
         first = None if stated is None else read_position(stated, record.topic)
         # one that is newer than the record itself counts for nothing

@@ -40,10 +40,10 @@ ORDER BY number
 RETURNING act_id, lane, log_offset;
 
 -- name: set_state
--- $1 lanes, $2 offsets, $3 state
+-- $1 lanes, $2 offsets, $3 state, $4 only where it is this one now (NULL: any)
 UPDATE measurement_updates.rejected_updates AS r SET state = $3
 FROM unnest($1::integer[], $2::bigint[]) AS s (lane, log_offset)
-WHERE r.lane = s.lane AND r.log_offset = s.log_offset;
+WHERE r.lane = s.lane AND r.log_offset = s.log_offset AND ($4::text IS NULL OR r.state = $4);
 
 -- name: note_sent
 -- Where each requeued record went. $1 acts, $2 details
@@ -109,7 +109,7 @@ WHERE l.topic = $1 AND l.partition = $2::bigint ORDER BY l.lane DESC LIMIT 1;
 
 -- name: newest_records
 -- The newest attempt of each case. $1 lanes, $2 offsets
-SELECT c.lane AS case_lane, c.log_offset AS case_offset, l.topic, l.partition, n.log_offset, n.arrival, n.key, n.value,
+SELECT c.lane AS case_lane, c.log_offset AS case_offset, l.topic, l.partition, n.lane, n.log_offset, n.arrival, n.key, n.value,
        n.header_names, n.header_values, n.code, n.detail::text AS detail, n.truncated::text AS truncated, l.retired_at
 FROM unnest($1::integer[], $2::bigint[]) AS wanted (lane, log_offset)
 JOIN measurement_updates.rejected_updates AS c ON c.lane = wanted.lane AND c.log_offset = wanted.log_offset
