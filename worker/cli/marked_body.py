@@ -21,6 +21,8 @@ _PATH_CHARACTERS = 300
 """So long are paths in `rejection-detail`."""
 _AROUND = 3
 """Lines shown around a mark in a long body."""
+_BEFORE, _WIDTH = 30, 66
+"""Of a long line that isn't JSON: so much is shown before the place that is wrong, and in all."""
 _SHORT = 60
 """Lines that are shown whatever is in them."""
 
@@ -31,6 +33,8 @@ class Line:
 
     text: str
     expected: list[str] = field(default_factory=list)
+    column: int = 0
+    """Of text, the place that is wrong."""
 
 
 @dataclass(slots=True)
@@ -127,21 +131,32 @@ _PLACE = re.compile(r"line (\d+) column (\d+)")
 
 def _as_text(value: bytes, why: str, violations: Sequence[Violation]) -> Marked:
     """What isn't JSON, with a mark under the place where reading ended."""
-    lines = [Line(line) for line in value.decode("utf-8", "backslashreplace").split("\n")]
-    found = _PLACE.search(why)
-    if found is not None and int(found[1]) <= len(lines):
-        number, column = int(found[1]) - 1, int(found[2]) - 1
+    place = _PLACE.search(why)
+    number, column = (0, -1) if place is None else (int(place[1]) - 1, int(place[2]) - 1)
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        why = f"byte {error.start:,} isn't UTF-8"
+        before = value[: error.start].decode()
+        number, column = before.count("\n"), len(before) - (before.rfind("\n") + 1)
+        text = value.decode("utf-8", "backslashreplace")
+    lines = [Line(line) for line in text.split("\n")]
+    is_placed = column >= 0 and number < len(lines)
+    if is_placed:
         lines[number] = _around(lines[number].text, column, why)
     for line in lines:
         line.text = printable(line.text if len(line.text) <= _LONGEST else line.text[:_LONGEST] + "…")
-    return Marked(lines, [one for one in violations if found is None or one.path != "$"])
+    return Marked(lines, [one for one in violations if not is_placed or one.path != "$"])
 
 
 def _around(text: str, column: int, why: str) -> Line:
     """The part of a long line that the place is in."""
-    begin = max(0, min(column - 30, len(text) - 70))
-    shown = ("…" if begin else "") + text[begin : begin + 70] + ("…" if begin + 70 < len(text) else "")
-    return Line(shown, [f"JSON: {why}"])
+    begin = max(0, min(column - _BEFORE, len(text) - _WIDTH))
+    shown = (
+        ("…" if begin else "") + text[begin : begin + _WIDTH] + ("…" if begin + _WIDTH < len(text) else "")
+    )
+    before = printable(text[begin:column])
+    return Line(shown, [f"JSON: {why}"], len(before) + (begin > 0))
 
 
 def rendered(marked: Marked, *, whole: bool = False) -> Iterator[Text | Padding]:
@@ -162,10 +177,13 @@ def rendered(marked: Marked, *, whole: bool = False) -> Iterator[Text | Padding]
             continue
         yield Text.assemble(("  ✗ ", "bold red"), (line.text, "red"))
         depth = len(line.text) - len(line.text.lstrip())
+        if line.column:
+            yield Text(" " * (4 + line.column) + "↑", style="yellow")
+            depth = 0
         for expected in line.expected:
-            yield Padding(
-                Text(f"↑ expected {printable(expected)}", style="yellow"), (0, 0, 0, 4 + depth), expand=False
-            )
+            arrow = "" if line.column else "↑ "
+            text = Text(f"{arrow}expected {printable(expected)}", style="yellow")
+            yield Padding(text, (0, 0, 0, 4 + depth), expand=False)
     if left_out:
         yield Text(f"    … {left_out:,} lines (--whole shows them)", style="dim")
 

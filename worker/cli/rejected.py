@@ -50,8 +50,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Rejected updates: list, show, repair, send again, or discard.",
 )
-app.command()(show)
-app.command()(requeue)
 
 _LISTED = 100
 _DISCARDED_AT_ONCE = 500
@@ -206,11 +204,13 @@ def case_json(case: Case) -> dict[str, Any]:
     }
 
 
+app.command()(show)
+app.command()(requeue)
+
+
 @app.command("discard")
 def discard_cases(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="As list --each shows them.")
-    ] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="As list --each shows them.")] = None,
     why: Annotated[str, typer.Option("--why", help="The reason, kept with your name.")] = ...,  # type: ignore[assignment]
     codes: Codes = None,
     measurement: Measurement = None,

@@ -45,7 +45,7 @@ _SAY_AFTER = 5.0
 
 def requeue(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="As `rejected list --each` shows them.")
+        list[str] | None, typer.Argument(metavar="ID", help="As `rejected list --each` shows them.")
     ] = None,
     codes: Codes = None,
     measurement: Measurement = None,
