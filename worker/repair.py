@@ -99,7 +99,7 @@ def _too_large(value: bytes, limits: DecodeLimits) -> Violation:
     return Violation("$", expected, f"{len(value):,} bytes")
 
 
-def again(record: UpdateRejected, value: bytes | None) -> Again:
+def to_send(record: UpdateRejected, value: bytes | None) -> Again:
     """The record to send: key and headers as received, without `rejection-*`, with `requeued-from`.
 
     A header name that isn't UTF-8 goes with its bytes escaped, as in the rejected topic.

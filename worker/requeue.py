@@ -23,8 +23,8 @@ from worker.crash_points import reached
 from worker.database import Connection
 from worker.errors import DependencyAway
 from worker.input_log import read_record
-from worker.record import CutBytes, DecodeLimits
-from worker.repair import Again, CantRequeue, again, is_structured, with_body
+from worker.record import CutBytes, DecodeLimits, Record
+from worker.repair import Again, CantRequeue, is_structured, to_send, with_body
 from worker.settings import Settings
 from worker.sql import queries
 
@@ -120,7 +120,7 @@ class Requeuing:
             raise CantRequeue(
                 "it has neither key nor value, and Kafka's client sends no such record: discard it"
             )
-        return again(record, value)
+        return to_send(record, value)
 
     async def whole(self, record: UpdateRejected, row: Mapping[str, Any]) -> UpdateRejected:
         """A record that isn't stored as a whole, from the input log. Raises CantRequeue where that has it no more."""
@@ -134,17 +134,9 @@ class Requeuing:
                 record.offset,
                 self.limits.max_event_bytes,
             )
-        value = b"" if found is None else found.value or b""
-        if (
-            found is None
-            or isinstance(value, CutBytes)
-            or hashlib.sha256(value).hexdigest() != truncated.get("sha256")
-        ):
-            why = (
-                "it is larger than WORKER_MAX_EVENT_BYTES"
-                if isinstance(value, CutBytes)
-                else "it isn't there any more"
-            )
+        why = None if found is None else _unlike(found, truncated)
+        if found is None or why is not None:
+            why = why or "it isn't there any more"
             raise CantRequeue(
                 f"it isn't stored as a whole (its value has {truncated.get('length', 0):,} bytes) and can't be read from"
                 f" the input log at {name}: {why}. Send another body with --patch FILE, or let its source send it again"
@@ -252,6 +244,16 @@ async def newest_records(
         [case.offset for case in cases],
     )
     return {(row["case_lane"], row["case_offset"]): row for row in found}
+
+
+def _unlike(found: Record, truncated: Mapping[str, Any]) -> str | None:
+    """Why a record of the log isn't the one that was cut so; None where it is."""
+    parts = [found.key, found.value, *(content for _, content in found.headers)]
+    if any(isinstance(part, CutBytes) for part in parts):
+        return "it is larger than is ever admitted"
+    if hashlib.sha256(found.value or b"").hexdigest() != truncated.get("sha256"):
+        return "another record stands there"
+    return None
 
 
 def in_pieces(items: Iterable[Requeued]) -> Iterator[list[Requeued]]:

@@ -7,7 +7,7 @@ import pytest
 
 from contracts.cloudevents import UpdateRejected
 from worker.record import DecodeLimits
-from worker.repair import CantRequeue, WrongBody, again, body_of, foreseen, with_body
+from worker.repair import CantRequeue, WrongBody, body_of, foreseen, to_send, with_body
 
 LIMITS = DecodeLimits(max_event_bytes=1_000)
 STRUCTURED = ("content-type", b"Application/CloudEvents+JSON; charset=utf-8")
@@ -20,7 +20,7 @@ def rejected(value: bytes | None, *headers: tuple[str, bytes | None]) -> UpdateR
 
 
 def test_headers_go_as_they_were_with_the_first_position() -> None:
-    sent = again(rejected(b"{}", ("ce_id", b"1"), ("odd", None), ("\\xff", b"x"), ("ce_id", b"2")), b"{}")
+    sent = to_send(rejected(b"{}", ("ce_id", b"1"), ("odd", None), ("\\xff", b"x"), ("ce_id", b"2")), b"{}")
     assert sent.headers == (
         ("ce_id", b"1"), ("odd", None), ("\\xff", b"x"), ("ce_id", b"2"),
         ("requeued-from", b"updates/3/17@1000"),
@@ -40,7 +40,7 @@ def test_headers_go_as_they_were_with_the_first_position() -> None:
 def test_the_first_position_that_is_there_is_kept_unless_it_is_what_is_wrong(
     stated: bytes | None, sent: bytes
 ) -> None:
-    headers = again(rejected(b"{}", ("requeued-from", stated)), b"{}").headers
+    headers = to_send(rejected(b"{}", ("requeued-from", stated)), b"{}").headers
     assert headers == (("requeued-from", sent),)
 
 
@@ -86,6 +86,6 @@ def test_the_body_to_repair_is_indented_where_it_can_be(
 
 
 def test_what_would_be_rejected_again_for_its_form_is_foreseen() -> None:
-    assert foreseen(again(rejected(b'{"notes": "x"}'), b'{"notes": "x"}'), LIMITS) is None
-    assert foreseen(again(rejected(b'{"notes": 1}'), b'{"notes": 1}'), LIMITS) == "invalid_patch"
-    assert foreseen(again(rejected(None), None), LIMITS) == "empty_event"
+    assert foreseen(to_send(rejected(b'{"notes": "x"}'), b'{"notes": "x"}'), LIMITS) is None
+    assert foreseen(to_send(rejected(b'{"notes": 1}'), b'{"notes": 1}'), LIMITS) == "invalid_patch"
+    assert foreseen(to_send(rejected(None), None), LIMITS) == "empty_event"

@@ -50,6 +50,8 @@ def mark(value: bytes, *, structured: bool, violations: Sequence[Violation], tot
 
     Never raises: what isn't JSON is shown as text, with a mark where reading it ended.
     """
+    if not value:
+        return Marked([], list(violations))
     try:
         if deeper_than(DecodeLimits().max_depth, value):
             raise NotJson("nested too deep")

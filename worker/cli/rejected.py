@@ -1,6 +1,8 @@
 """`rejected`: what was rejected, why, and what is to become of it. Here: `list` and `discard`."""
 
 import asyncio
+import os
+import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -94,10 +96,14 @@ def list_cases(
     """
     settings = load_settings()
     wanted = read_filter(codes, measurement, organization, source, since, until, states)
-    if each:
-        asyncio.run(_list_each(settings, wanted, limit, json))
-    else:
-        asyncio.run(_list_groups(settings, wanted, json))
+    try:
+        asyncio.run(
+            _list_each(settings, wanted, limit, json) if each else _list_groups(settings, wanted, json)
+        )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read our output has had enough (head): that is no failure. Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def _list_groups(settings: Settings, wanted: CaseFilter, json: bool) -> None:
@@ -210,8 +216,8 @@ app.command()(requeue)
 
 @app.command("discard")
 def discard_cases(
+    why: Annotated[str, typer.Option("--why", help="The reason, kept with your name.")],
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="As list --each shows them.")] = None,
-    why: Annotated[str, typer.Option("--why", help="The reason, kept with your name.")] = ...,  # type: ignore[assignment]
     codes: Codes = None,
     measurement: Measurement = None,
     organization: Organization = None,

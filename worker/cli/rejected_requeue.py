@@ -178,7 +178,9 @@ class _Command:
 
     async def _edited(self, requeuing: Requeuing, item: Requeued) -> Requeuing:
         rows = await newest_records(requeuing.connection, [item.case])
-        row = rows[item.case.lane, item.case.offset]
+        row = rows.get((item.case.lane, item.case.offset))
+        if row is None:
+            fail(f"{short_id(item.case, self._settings)}: retention has just removed it")
         record = rejected_record(row)
         try:
             if record.truncated is not None:

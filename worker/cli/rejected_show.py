@@ -105,7 +105,7 @@ def _print(shown: Shown, settings: Settings, whole: bool) -> None:
     _print_envelope(record, marked)
     _print_value(record, marked, whole)
     _print_measurement(shown)
-    _print_history(shown)
+    _print_history(shown, settings)
     _print_what_to_do(case, settings)
 
 
@@ -173,17 +173,20 @@ def _print_measurement(shown: Shown) -> None:
         _line(name, "null" if value is None else _cut(printable(value)), [])
 
 
-def _print_history(shown: Shown) -> None:
+def _print_history(shown: Shown, settings: Settings) -> None:
+    def own(text: str) -> str:
+        return text.replace(f"{settings.worker_updates_topic}/", "")
+
     _heading("what happened (local time)")
     happened = [
-        (attempt["arrival"], f"arrived at {_place(attempt)}, rejected: {attempt['code']}")
+        (attempt["arrival"], f"arrived at {own(_place(attempt))}, rejected: {attempt['code']}")
         for attempt in shown.attempts
     ]
     for act in shown.acts:
         at = int(act["acted_at"].timestamp() * 1000)
         text = f"{act['act']} by {printable(act['acted_by'])}"
         if act["detail"]:
-            text += f": {printable(act['detail'])}"
+            text += f": {printable(own(act['detail']))}"
         if act["why"]:
             text += f" ({printable(act['why'])})"
         happened.append((at, text))
