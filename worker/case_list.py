@@ -239,6 +239,18 @@ def largest_first(groups: Iterable[Group]) -> list[Group]:
 # One record, whole ------------------------------------------------------------------------------------------
 
 
+async def newest_records(
+    connection: Connection, cases: Sequence[Case]
+) -> dict[tuple[int, int], Mapping[str, Any]]:
+    """Rows of the newest attempts, by lane and offset of the case."""
+    found = await connection.fetch(
+        queries("rejected.sql")["newest_records"],
+        [case.lane for case in cases],
+        [case.offset for case in cases],
+    )
+    return {(row["case_lane"], row["case_offset"]): row for row in found}
+
+
 def rejected_record(row: Mapping[str, Any]) -> UpdateRejected:
     """A row of `newest_records`, as who reads the rejected topic has it."""
     detail = orjson.loads(row["detail"])

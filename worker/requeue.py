@@ -18,7 +18,7 @@ from aiokafka.structs import RecordMetadata
 
 from contracts.cloudevents import UpdateRejected
 from worker.case_acts import Actor, Held, hold, last_requeued, mark, note_sent, put_back
-from worker.case_list import Case, CaseState, message_of, rejected_record
+from worker.case_list import Case, CaseState, message_of, newest_records, rejected_record
 from worker.crash_points import reached
 from worker.database import Connection
 from worker.errors import DependencyAway
@@ -232,18 +232,6 @@ class Requeuing:
             f"it was requeued at {at.astimezone():%Y-%m-%d %H:%M:%S} by {by}{sent}, and isn't answered yet: --again sends"
             " it once more (an event that was applied meanwhile is a duplicate then)"
         )
-
-
-async def newest_records(
-    connection: Connection, cases: Sequence[Case]
-) -> dict[tuple[int, int], Mapping[str, Any]]:
-    """Rows of the newest attempts, by lane and offset of the case."""
-    found = await connection.fetch(
-        queries("rejected.sql")["newest_records"],
-        [case.lane for case in cases],
-        [case.offset for case in cases],
-    )
-    return {(row["case_lane"], row["case_offset"]): row for row in found}
 
 
 def _unlike(found: Record, truncated: Mapping[str, Any]) -> str | None:

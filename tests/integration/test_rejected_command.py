@@ -89,6 +89,10 @@ async def as_stored(lab: System) -> list[Any]:
     ]
 
 
+def kept_bodies(directory: Path) -> list[Any]:
+    return [orjson.loads(file.read_bytes()) for file in directory.iterdir()]
+
+
 async def nothing_found(lab: System) -> None:
     report = await verify(lab.settings)
     assert report.ok, report.as_json()
@@ -310,8 +314,7 @@ async def test_a_body_is_repaired_in_the_editor_and_checked_before_it_is_sent(
             )
             assert code == 1
             assert words in " ".join(errors.split())
-        [kept] = tmp_path.iterdir()
-        assert orjson.loads(kept.read_bytes())["notes"] == "x"
+        assert kept_bodies(tmp_path) == [{**WRONG, "notes": "x"}]
         assert (await case_of(lab, sent))[0] == "open"
         repair = "assert t.startswith('// The body breaks'); f.write_text(t.replace('\\\"25\\\"', '25'))\""
         code, out, errors = await rejected(

@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError
 from rich.text import Text
 
 from worker.case_acts import Actor
-from worker.case_list import CaseFilter, rejected_record
+from worker.case_list import CaseFilter, newest_records, rejected_record
 from worker.cli.clients import update_producer
 from worker.cli.rejected_body import edit_body, read_body, say_violations
 from worker.cli.rejected_options import (
@@ -35,7 +35,7 @@ from worker.cli.watch import printable
 from worker.database import POSTGRES_ERRORS, Connection, close
 from worker.errors import WorkerError
 from worker.repair import CantRequeue, WrongBody, body_of, check_body, foreseen
-from worker.requeue import Prepared, Requeued, Requeuing, follow, in_pieces, newest_records
+from worker.requeue import Prepared, Requeued, Requeuing, follow, in_pieces
 from worker.retry import as_worker_error
 from worker.settings import Settings, load_settings
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from contracts.cloudevents import UpdateRejected
 from contracts.events import Violation
-from worker.case_list import Case, find_case, message_of, rejected_record
+from worker.case_list import Case, find_case, message_of, newest_records, rejected_record
 from worker.cli.marked_body import Marked, mark, rendered
 from worker.cli.rejected_options import connected, moment, short_id
 from worker.cli.terminal import out
@@ -20,7 +20,6 @@ from worker.cli.watch import as_bytes, printable
 from worker.database import close
 from worker.errors import Fatal
 from worker.repair import is_structured
-from worker.requeue import newest_records
 from worker.settings import Settings, load_settings
 from worker.sql import queries
 
