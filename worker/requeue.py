@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import RecordMetadata
 
 from contracts.cloudevents import UpdateRejected
@@ -157,6 +157,7 @@ class Requeuing:
         marked = [one for one in prepared if one.held is not None]
         reached("between_act_and_send")
         futures: dict[asyncio.Future[RecordMetadata], Prepared] = {}
+        fault = None
         try:
             async with asyncio.timeout(_STALLED_AFTER):
                 for one in marked:
@@ -165,11 +166,11 @@ class Requeuing:
                         record.topic, key=record.key, value=record.value, headers=list(record.headers)
                     )
                     futures[sent] = one
-        except TimeoutError:
-            pass
+        except (TimeoutError, KafkaError) as error:
+            fault = str(error) or None
         if futures:
             await asyncio.wait(futures, timeout=_STALLED_AFTER)
-        fault = await self._note(futures)
+        fault = await self._note(futures) or fault
         for one in marked:
             if one.item.sent is not None:
                 advance()
