@@ -4,7 +4,7 @@
 2. lock the measurements, in id order
 3. look identities up
 4. plan (pure)
-5. write rows, applied and rejected updates
+5. write rows, applied and rejected updates, and what became of rejected cases
 6. commit
 """
 
@@ -22,6 +22,7 @@ from worker.errors import DependencyAway, LaneStopped, Superseded
 from worker.measurement import PATCHABLE, Measurement, measurement_of
 from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES, Record, Rejection, Update, whole_length
+from worker.rejected_cases import settle_cases
 from worker.sql import queries
 
 MAX_CLOCK_LEAD = 5 * 60 * 1000
@@ -122,6 +123,7 @@ async def apply(
             await _insert_rejected(connection, result, ground.lane)
         if result.duplicates:
             await connection.execute(sql["count_duplicates"], ground.lane, result.duplicates)
+        await settle_cases(connection, batch.events, result, ground)
         reached("before_postgres_commit")
     position.next_to_apply = batch.next_offset
     position.latest_arrival = arrival

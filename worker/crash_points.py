@@ -5,7 +5,11 @@ import signal
 from typing import Literal
 
 CrashPoint = Literal[
-    "before_postgres_commit", "between_commits", "in_kafka_transaction", "after_kafka_commit"
+    "before_postgres_commit",
+    "between_commits",
+    "in_kafka_transaction",
+    "after_kafka_commit",
+    "between_act_and_send",
 ]
 
 _reached: dict[str, int] = {}

@@ -86,6 +86,7 @@ def decode(record: Record, arrival: int, limits: DecodeLimits) -> Update | Rejec
         expected_revision=envelope.expected_revision,
         organization_id=envelope.organization_id,
         traceparent=envelope.traceparent,
+        sent_again=first is not own,
     )
 
 

@@ -47,31 +47,7 @@ class InputLog:
 
         Raises KafkaError, TimeoutError: that it can't be read now doesn't make it another one.
         """
-        consumer = LogConsumer(
-            bootstrap_servers=self._bootstrap_servers,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-        )
-        try:
-            async with asyncio.timeout(_TIMEOUT) as waiting:
-                await consumer.start()
-                consumer.assign([tp])
-                consumer.seek(tp, offset)
-                while True:
-                    if consumer.busy:
-                        waiting.reschedule(asyncio.get_running_loop().time() + _TIMEOUT)
-                    for fetched in (await consumer.getmany()).get(tp, []):
-                        if isinstance(fetched.error, OffsetOutOfRangeError):
-                            return None
-                        if fetched.error is not None:
-                            raise fetched.error
-                        for record in fetched.records:
-                            return record if record.offset == offset else None
-                        if fetched.next_offset > offset:
-                            return None
-        finally:
-            await consumer.stop()
+        return await read_record(self._bootstrap_servers, tp, offset)
 
     async def confirm_membership(self) -> None:
         """A heartbeat in the present generation: whoever was stopped for a while must not fence its successor.
@@ -102,3 +78,40 @@ class InputLog:
         if not self.is_ours(tp):
             raise Superseded("the group has given the partition to another worker")
         self._consumer.seek(tp, offset)
+
+
+async def read_record(
+    bootstrap_servers: str, tp: TopicPartition, offset: int, value_bytes: int | None = None
+) -> Record | None:
+    """The record at this offset, with at most so many bytes of its value; None where another one stands there or the log
+    ends before it.
+
+    Raises KafkaError, TimeoutError: that it can't be read now doesn't make it another one.
+    """
+    consumer = LogConsumer(
+        bootstrap_servers=bootstrap_servers,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+    )
+    if value_bytes is not None:
+        consumer.value_bytes = value_bytes
+    try:
+        async with asyncio.timeout(_TIMEOUT) as waiting:
+            await consumer.start()
+            consumer.assign([tp])
+            consumer.seek(tp, offset)
+            while True:
+                if consumer.busy:
+                    waiting.reschedule(asyncio.get_running_loop().time() + _TIMEOUT)
+                for fetched in (await consumer.getmany()).get(tp, []):
+                    if isinstance(fetched.error, OffsetOutOfRangeError):
+                        return None
+                    if fetched.error is not None:
+                        raise fetched.error
+                    for record in fetched.records:
+                        return record if record.offset == offset else None
+                    if fetched.next_offset > offset:
+                        return None
+    finally:
+        await consumer.stop()

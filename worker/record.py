@@ -114,6 +114,8 @@ class Update:
     expected_revision: int | None
     organization_id: str | None
     traceparent: str | None
+    sent_again: bool = False
+    """Its `requeued-from` is earlier than its own position."""
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 
 from tests import fuzz, model
+from tests.naive_decode import Refused, position_in
 from tests.unit.test_plan import LogRecord, patches
 from worker.answer import Answer, AnswerForm
 from worker.apply import Batch, LanePosition
@@ -164,6 +165,35 @@ edits = st.fixed_dictionaries(
 # The machine ------------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class Cases:
+    """What has become of what was rejected, record by record. Places are positions: (arrival, partition, offset)."""
+
+    of: dict[model.Position, model.Position] = field(default_factory=dict)
+    """The case of each rejected record: its own place, if it is the first."""
+    states: dict[model.Position, tuple[str, int, model.Position]] = field(default_factory=dict)
+    """State, attempts and the newest attempt of each case."""
+
+    def note(self, record: LogRecord, arrival: int, kind: str) -> bool:
+        """Whether it was another attempt of a case."""
+        place = (arrival, record.partition, record.offset)
+        try:
+            stated = position_in(dict(record.headers).get("requeued-from"), TOPIC)
+        except Refused:
+            stated = place
+        case = self.of.get(stated) if stated < place else None
+        if case is None:
+            if kind == "rejected":
+                self.of[place], self.states[place] = place, ("open", 1, place)
+            return False
+        _, attempts, newest = self.states[case]
+        if kind == "rejected":
+            self.of[place], self.states[case] = case, ("open", attempts + 1, place)
+        else:
+            self.states[case] = "resolved", attempts, newest
+        return True
+
+
 class Machine(RuleBasedStateMachine):
     """Everything that may happen to rows and log; `naive` says what has to come of it."""
 
@@ -184,7 +214,8 @@ class Machine(RuleBasedStateMachine):
     async def _begin(self) -> None:
         await self.other.execute(
             "TRUNCATE cell_measurements, measurement_updates.lanes, measurement_updates.applied_updates,"
-            " measurement_updates.rejected_updates, measurement_updates.lane_decisions"
+            " measurement_updates.rejected_updates, measurement_updates.rejected_acts,"
+            " measurement_updates.lane_decisions"
         )
         self.base = await self._clock()
         self.brokers_clock = [self.base - 10_000] * 2
@@ -192,6 +223,7 @@ class Machine(RuleBasedStateMachine):
         await self._insert("m-2", measurement_type="properties", file_metadata='{"rows": 3, "digits": 0.10}')
         await self._insert("m-3", name=None)
         self.naive = model.Model(await self._rows(), RETENTION)
+        self.cases = Cases()
         self.lanes = [await self._lane(partition) for partition in range(2)]
 
     async def _lane(self, partition: int) -> Lane:
@@ -310,7 +342,7 @@ class Machine(RuleBasedStateMachine):
         lane = self.behind[-which]
         records, end = lane.next(count)
         answers = self.run(self._apply(lane, records, end))
-        self._is_foretold(self.naive, lane, records, answers)
+        self._is_foretold(self.naive, lane, records, answers, self.cases)
 
     @precondition(lambda self: len(self.behind) == 2)
     @rule(counts=st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -330,6 +362,8 @@ class Machine(RuleBasedStateMachine):
                     raise
             else:
                 self.naive, self.lanes = naive, lanes
+                # which attempt saw which case is open: here attempts may come before what they repeat is decided
+                self.cases = self.run(self._stored_cases())
                 self.happened["both at once"] += 1
                 return
 
@@ -362,7 +396,7 @@ class Machine(RuleBasedStateMachine):
         self.run(self._die(lane, records, end, point, session_too))
         if point == "between_commits":
             answers = self.run(self._stored(lane, records[0].offset, end))
-            self._is_foretold(self.naive, lane, records, answers)
+            self._is_foretold(self.naive, lane, records, answers, self.cases)
         self.happened[point] += 1
 
     async def _die(
@@ -389,7 +423,12 @@ class Machine(RuleBasedStateMachine):
         await close(stalled)
 
     def _is_foretold(
-        self, naive: model.Model, lane: Lane, records: Sequence[LogRecord], answers: Iterable[Answer]
+        self,
+        naive: model.Model,
+        lane: Lane,
+        records: Sequence[LogRecord],
+        answers: Iterable[Answer],
+        cases: Cases | None = None,
     ) -> None:
         """The answers to these records are the model's."""
         given = list(answers)
@@ -400,6 +439,8 @@ class Machine(RuleBasedStateMachine):
         for record in records:
             outcome = naive.judge(record, arrivals[id(record)], LIMITS.max_event_bytes)
             self.happened[outcome.code or outcome.kind] += 1
+            if cases is not None and cases.note(record, arrivals[id(record)], outcome.kind):
+                self.happened["another attempt"] += 1
             if outcome.event and any(
                 model.canonical(outcome.body[name]) != model.canonical(value)
                 for name, value in outcome.event.patch.items()
@@ -426,6 +467,10 @@ class Machine(RuleBasedStateMachine):
     def rows_are_the_models(self) -> None:
         assert comparable(self.run(self._rows())) == comparable(self.naive.rows)
 
+    @invariant()
+    def cases_are_the_models(self) -> None:
+        assert self.run(self._stored_cases()) == self.cases
+
     def teardown(self) -> None:
         self.run(self._end())
 
@@ -448,6 +493,32 @@ class Machine(RuleBasedStateMachine):
     async def _rows(self) -> dict[str, model.Row]:
         found = await self.other.fetch("SELECT * FROM cell_measurements ORDER BY id")
         return {row["id"]: model.row_of(row) for row in found}
+
+    async def _stored_cases(self) -> Cases:
+        found = await self.other.fetch(
+            """SELECT r.*, l.partition, c.arrival AS case_arrival, own.partition AS case_partition,
+                      last.arrival AS last_arrival, newest.partition AS last_partition
+               FROM measurement_updates.rejected_updates AS r JOIN measurement_updates.lanes AS l USING (lane)
+               LEFT JOIN measurement_updates.rejected_updates AS c
+                   ON (c.lane, c.log_offset) = (r.case_lane, r.case_offset)
+               LEFT JOIN measurement_updates.lanes AS own ON own.lane = c.lane
+               LEFT JOIN measurement_updates.rejected_updates AS last
+                   ON (last.lane, last.log_offset) = (r.last_lane, r.last_offset)
+               LEFT JOIN measurement_updates.lanes AS newest ON newest.lane = last.lane"""
+        )
+        cases = Cases()
+        for row in found:
+            place = row["arrival"], row["partition"], row["log_offset"]
+            if row["case_lane"] is not None:
+                assert row["state"] == "resolved"
+                cases.of[place] = row["case_arrival"], row["case_partition"], row["case_offset"]
+                continue
+            cases.of[place] = place
+            newest = place
+            if row["last_lane"] is not None:
+                newest = row["last_arrival"], row["last_partition"], row["last_offset"]
+            cases.states[place] = row["state"], row["attempts"], newest
+        return cases
 
     async def _clock(self) -> int:
         return int(
@@ -508,7 +579,7 @@ def same(answer: Answer, record: LogRecord, arrival: int, outcome: model.Outcome
 INTERESTING = {
     *("applied", "duplicate", "event_id_reused", "measurement_not_found", "properties_not_allowed"),
     *("revision_conflict", "measurement_unreadable", "invalid_event", "invalid_json", "invalid_patch"),
-    *("late", "edit", "both at once", "before_postgres_commit", "between_commits"),
+    *("late", "another attempt", "edit", "both at once", "before_postgres_commit", "between_commits"),
 }
 
 

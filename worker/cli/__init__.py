@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import demo, lanes, migrate, publish, run, settings, stack, topics, verify, watch
+from worker.cli import demo, lanes, migrate, publish, rejected, run, settings, stack, topics, verify, watch
 from worker.cli.terminal import err
 from worker.errors import SettingsError
 from worker.retry import as_worker_error
@@ -54,6 +54,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(lanes.app)
+app.add_typer(rejected.app)
 
 
 def main() -> None:

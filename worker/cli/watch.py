@@ -219,7 +219,7 @@ def as_json(answer: Answer, record: "ConsumerRecord[bytes, bytes]") -> dict[str,
         }
     headers = []
     for name, value in answer.headers:
-        headers.append({"name": name, **_bytes("value", value)})
+        headers.append({"name": name, **as_bytes("value", value)})
     return {
         "answer": "rejected",
         "code": answer.code,
@@ -233,14 +233,15 @@ def as_json(answer: Answer, record: "ConsumerRecord[bytes, bytes]") -> dict[str,
         "offset": answer.offset,
         "timestamp": answer.timestamp,
         "truncated": answer.truncated,
-        **_bytes("key", answer.key),
-        **_bytes("value", answer.value),
+        **as_bytes("key", answer.key),
+        **as_bytes("value", answer.value),
         "headers": headers,
         "record": place,
     }
 
 
-def _bytes(name: str, value: bytes | None) -> dict[str, str | None]:
+def as_bytes(name: str, value: bytes | None) -> dict[str, str | None]:
+    """Text where it is UTF-8, else base64 in `…_base64`."""
     if value is None:
         return {name: None}
     try:

@@ -164,9 +164,15 @@ USING (SELECT log_offset, arrival FROM measurement_updates.applied_updates
 WHERE a.lane = $1 AND a.log_offset = oldest.log_offset AND oldest.arrival < $3;
 
 -- name: remove_closed_rejections
+-- A later attempt stays as long as its case, a case as long as what was done to it last is within the time.
 -- $1 lane, $2 next_to_answer, $3 horizon, $4 at most so many
 DELETE FROM measurement_updates.rejected_updates AS r
-USING (SELECT log_offset, arrival FROM measurement_updates.rejected_updates
+USING (SELECT log_offset, arrival FROM measurement_updates.rejected_updates AS closed
        WHERE lane = $1 AND log_offset < $2 AND state IN ('resolved', 'discarded')
+         AND NOT EXISTS (SELECT FROM measurement_updates.rejected_updates AS c
+                         WHERE c.lane = closed.case_lane AND c.log_offset = closed.case_offset)
+         AND NOT EXISTS (SELECT FROM measurement_updates.rejected_acts AS act
+                         WHERE act.lane = closed.lane AND act.log_offset = closed.log_offset
+                           AND act.acted_at >= to_timestamp($3::bigint / 1000.0))
        ORDER BY log_offset LIMIT $4 FOR UPDATE SKIP LOCKED) AS oldest
 WHERE r.lane = $1 AND r.log_offset = oldest.log_offset AND oldest.arrival < $3;
