@@ -5,7 +5,12 @@ import signal
 from typing import Literal
 
 CrashPoint = Literal[
-    "before_postgres_commit", "between_commits", "in_kafka_transaction", "after_kafka_commit"
+    "before_postgres_commit",
+    "between_commits",
+    "in_kafka_transaction",
+    "after_kafka_commit",
+    "replay_in_transaction",
+    "replay_after_commit",
 ]
 
 _reached: dict[str, int] = {}

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import demo, lanes, migrate, publish, run, settings, stack, topics, verify, watch
+from worker.cli import (
+    demo,
+    lanes,
+    migrate,
+    publish,
+    replay,
+    resend,
+    run,
+    settings,
+    stack,
+    topics,
+    verify,
+    watch,
+)
 from worker.cli.terminal import err
 from worker.errors import SettingsError
 from worker.retry import as_worker_error
@@ -50,10 +63,12 @@ for command in (
     publish.publish,
     watch.watch,
     verify.verify,
+    resend.resend,
     settings.settings,
 ):
     app.command()(command)
 app.add_typer(lanes.app)
+app.add_typer(replay.app)
 
 
 def main() -> None:
