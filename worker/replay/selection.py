@@ -39,7 +39,7 @@ def read_point(option: str, text: str, now: int) -> Point:
         return Point("offset", int(text))
     try:
         back = TypeAdapter[Any](Duration).validate_python(text)
-        return Point("time", now - int(back.total_seconds() * 1000))
+        return Point("time", max(0, now - int(back.total_seconds() * 1000)))
     except (ValidationError, OverflowError):
         pass
     expected = "an offset, earliest, now, how long ago (90m, 3d), or a time with its zone (2026-01-31T12:00Z)"
