@@ -73,6 +73,8 @@ class ReplayProducer:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait([task], timeout=_TIMEOUT)
+            if task.done() and not task.cancelled():
+                task.exception()  # seen: the caller's end is what counts
             raise
 
     async def _publish(self, records: Sequence[Again], positions: Positions, keep: Keep) -> None:

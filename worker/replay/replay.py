@@ -174,12 +174,21 @@ class _Publishing:
                 async for tp, next_offset, records in pieces:
                     self._note_missed(tp, topic.first[tp])
                     await self._take(tp, next_offset, records)  # 5
+            for tp in topic.partitions:  # where nothing came any more
+                self._note_missed(tp, topic.first[tp])
         await self._note(self._total())
 
     async def _topic(self, kafka: Broker) -> Topic:
         """What is left to read of it."""
         topic = await kafka.topic(self._run.topic)
-        there = topic.first
+        there, log_ends = topic.first, await kafka.stable_ends(topic)
+        for tp, position in self._positions.items():
+            if max(position.next_offset, self._run.ranges[tp.partition][1]) > log_ends.get(tp, 0):
+                raise Fatal(
+                    f"{tp.topic}/{tp.partition} ends at {log_ends.get(tp, 0)}, before the end of the range that replay"
+                    f" {self._run.id} has fixed: it can't be the same log. Give it up: measurement-updates replay"
+                    f" cancel {self._run.id}"
+                )
         topic.partitions = [tp for tp in topic.partitions if tp in self._positions]
         topic.first = {tp: self._positions[tp].next_offset for tp in topic.partitions}
         for tp in topic.partitions:
