@@ -133,14 +133,11 @@ class Model:
 
         identity = (event.measurement_id, event.source, event.id, event.reapply)
         content = canonical([event.patch, event.expected_revision])
-        near = [
-            seen_content
-            for seen_content, arrival in self.seen[identity]
-            if abs(arrival - event.own[0]) < self.retention
-        ]
+        near = self.contents(identity, event)
         if content in near:
             return Outcome("duplicate")
-        if near:
+        plainly = [] if event.reapply is None else self.contents((*identity[:3], None), event)
+        if near or (plainly and content not in plainly):
             return Outcome("rejected", "event_id_reused")
         if row is None:
             return Outcome("rejected", "measurement_not_found")
@@ -161,6 +158,8 @@ class Model:
             if canonical(after[name]) != canonical(event.patch[name]):
                 after[name] = event.patch[name]
                 changed.append(name)
+        if plainly and not changed:
+            return Outcome("duplicate")
         if changed:
             after["updated_at"] = max(after["updated_at"], time_text(event.own[0]))
         if not readable(after):
@@ -171,6 +170,14 @@ class Model:
         row.revision += bool(changed)
         self.seen[identity].append((content, event.own[0]))
         return Outcome("applied", "", row.revision, tuple(changed), after, event)
+
+    def contents(self, identity: tuple[str | None, ...], event: Event) -> list[str]:
+        """Of the events of this identity that were applied, near enough in time."""
+        return [
+            content
+            for content, arrival in self.seen[identity]
+            if abs(arrival - event.own[0]) < self.retention
+        ]
 
     def judge(self, record: Record, arrival: int, max_event_bytes: int = 1024**2) -> Outcome:
         """The same from a record's bytes."""

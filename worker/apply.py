@@ -163,8 +163,9 @@ async def _find_identities(
 ) -> Mapping[bytes, list[KnownIdentity]]:
     found: defaultdict[bytes, list[KnownIdentity]] = defaultdict(list)
     if updates:
-        wanted = list({update.identity for update in updates})
-        for identity, content, arrival in await connection.fetch(queries()["find_identities"], wanted):
+        wanted = {update.identity for update in updates}
+        wanted |= {update.plain_identity for update in updates if update.plain_identity is not None}
+        for identity, content, arrival in await connection.fetch(queries()["find_identities"], list(wanted)):
             found[identity].append(KnownIdentity(content, arrival))
     return found
 

@@ -10,6 +10,8 @@ CrashPoint = Literal[
     "in_kafka_transaction",
     "after_kafka_commit",
     "between_act_and_send",
+    "replay_in_transaction",
+    "replay_after_commit",
 ]
 
 _reached: dict[str, int] = {}

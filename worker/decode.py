@@ -80,6 +80,7 @@ def decode(record: Record, arrival: int, limits: DecodeLimits) -> Update | Rejec
         source=source,
         id=id_,
         identity=_identity(envelope.measurement_id, source, id_, reapply),
+        plain_identity=None if reapply is None else _identity(envelope.measurement_id, source, id_, None),
         content=_content(body, envelope.expected_revision),
         patch=body,
         position=first,

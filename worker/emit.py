@@ -79,7 +79,7 @@ class Emitter:
         batches: dict[tuple[str, int], BatchBuilder] = {}
         sent = []
         for answer in answers:
-            partition = _partition(answer.key, partitions[answer.topic], self._tp.partition)
+            partition = partition_of(answer.key, partitions[answer.topic], self._tp.partition)
             to = (answer.topic, partition)
             batch = batches.get(to)
             appended = batch and batch.append(
@@ -122,7 +122,7 @@ class Emitter:
         await self._producer.client.close()
 
 
-def _partition(key: bytes | None, partitions: int, otherwise: int) -> int:
+def partition_of(key: bytes | None, partitions: int, otherwise: int) -> int:
     """Kafka's own partitioner (murmur2); without a key, the input's partition decides: the same record, the same place."""
     if key is None:
         return otherwise % partitions

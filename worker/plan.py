@@ -6,7 +6,7 @@ log over the same rows gets the same result, wherever the batches are cut.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import orjson
 
@@ -124,14 +124,14 @@ def _judge(
         # before identities: nothing of another organization's events may show
         return _not_found(update)
 
-    earlier = [
-        seen
-        for seen in known.get(update.identity, ())
-        if abs(update.arrival - seen.arrival) < ground.identity_retention
-    ]
-    if earlier:
-        if any(seen.content == update.content for seen in earlier):
-            return None
+    seen = _seen(update, update.identity, known, ground)
+    if seen == "the same":
+        return None
+    plainly = None
+    if update.plain_identity is not None:
+        # what a replay applies again: what was rejected as the identity of another event is no event of its own now
+        plainly = _seen(update, update.plain_identity, known, ground)
+    if "another content" in (seen, plainly):
         return _reject(
             update,
             "event_id_reused",
@@ -163,11 +163,33 @@ def _judge(
             expected=str(measurement.revision),
             found=update.expected_revision,
         )
-    return _apply(update, measurement, ground)
+    return _apply(update, measurement, ground, again=plainly is not None)
 
 
-def _apply(update: Update, measurement: Measurement, ground: Ground) -> tuple[Applied, Answer] | Rejection:
-    """Fold one event into its row, unless the result can't be expressed or sent."""
+def _seen(
+    update: Update,
+    identity: bytes,
+    known: Mapping[bytes, Sequence[KnownIdentity]],
+    ground: Ground,
+) -> Literal["the same", "another content"] | None:
+    """Was this event applied before, near enough in time?"""
+    near = [
+        seen.content
+        for seen in known.get(identity, ())
+        if abs(update.arrival - seen.arrival) < ground.identity_retention
+    ]
+    if not near:
+        return None
+    return "the same" if update.content in near else "another content"
+
+
+def _apply(
+    update: Update, measurement: Measurement, ground: Ground, *, again: bool
+) -> tuple[Applied, Answer] | Rejection | None:
+    """Fold one event into its row, unless the result can't be expressed or sent.
+
+    again: it was applied before, and a replay applies it again: a duplicate (None), where that changes nothing.
+    """
     fields = dict(measurement.fields)
     stamped = []
     changed = []
@@ -187,6 +209,8 @@ def _apply(update: Update, measurement: Measurement, ground: Ground) -> tuple[Ap
             continue  # equal values stay as they stand, to the letter
         fields[name] = after
         changed.append(name)
+    if again and not changed:
+        return None
 
     revision = measurement.revision
     updated_at = measurement.updated_at

@@ -105,6 +105,8 @@ class Update:
     """CloudEvents id; `<partition>/<offset>@<arrival>` of its first position for a bare event."""
     identity: bytes
     """16 bytes: digest of measurement id, source, id and the id of a replay run (`reapply`), if there is one."""
+    plain_identity: bytes | None
+    """The identity without the replay run; None where there is none."""
     content: bytes
     """16 bytes: digest of the body as a JSON value and `expectedrevision`; equal for equal JSON values."""
     patch: dict[str, Json]

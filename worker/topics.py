@@ -94,6 +94,15 @@ def differing_partitions(states: Sequence[TopicState], settings: Settings) -> No
             )
 
 
+async def other_topic(settings: Settings, name: str) -> tuple[int, int] | None:
+    """Partitions and max.message.bytes of any topic; None where there is none. Raises DependencyAway."""
+    async with _Admin(settings.bootstrap_servers) as admin:
+        partitions = (await admin.topics()).get(name)
+        if partitions is None:
+            return None
+        return partitions, int((await admin.config(name))["max.message.bytes"])
+
+
 async def check_topics(settings: Settings) -> tuple[str, list[TopicState]]:
     """The cluster's id, and the topics as they are. Raises DependencyAway."""
     async with _Admin(settings.bootstrap_servers) as admin:

@@ -282,7 +282,7 @@ async def test_a_replay_run_judges_an_event_anew_once(lab: System) -> None:
         "3 notes",
         "duplicate",
         "event_id_reused",
-        "3",
+        "duplicate",
         "duplicate",
         "event_id_reused",
     ]

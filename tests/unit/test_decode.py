@@ -613,6 +613,10 @@ def test_the_id_of_a_replay_run_joins_the_identity(form: Form) -> None:
     plain = accepted(record(form)).identity
     run_1 = accepted(record(form).having("reapply", b"run-1")).identity
     run_2 = accepted(record(form).having("reapply", b"run-2")).identity
+    assert (
+        accepted(record(form).having("reapply", b"run-2")).plain_identity == accepted(record(form)).identity
+    )
+    assert accepted(record(form)).plain_identity is None
     assert len({plain, run_1, run_2}) == 3
     assert run_1 == accepted(record(form).having("reapply", b"run-1")).identity
 

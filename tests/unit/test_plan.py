@@ -252,6 +252,9 @@ def update_of(event: model.Event) -> Update:
         source=event.source,
         id=event.id,
         identity=repr((event.measurement_id, event.source, event.id, event.reapply)).encode(),
+        plain_identity=None
+        if event.reapply is None
+        else repr((event.measurement_id, event.source, event.id, None)).encode(),
         content=model.canonical([event.patch, event.expected_revision]).encode(),
         patch=event.patch,
         position=position(*event.first),
@@ -350,6 +353,8 @@ def agree(steps: Sequence[Step]) -> Iterator[str]:
             yield from late_fields(naive, event)
             outcome = naive.fold(event)
             unchanged = outcome.kind == "applied" and event.patch and not outcome.changed
+            if event.reapply is not None and event.first < event.own:
+                yield f"reapplied: {outcome.kind}"
             yield "applied without a change" if unchanged else outcome.code or outcome.kind
             if outcome.kind == "duplicate":
                 assert event.own[2] not in answers
@@ -400,6 +405,8 @@ INTERESTING = {
     "measurement_unreadable",
     "later than another writer",
     "later than another event",
+    "reapplied: applied",
+    "reapplied: duplicate",
 }
 
 
@@ -431,6 +438,38 @@ def test_an_identity_that_was_applied_twice_is_a_duplicate_of_either() -> None:
     ]
     outcomes = [name for name in agree(steps) if not name.startswith("later")]
     assert outcomes == ["applied", "applied", "duplicate", "duplicate", "event_id_reused"]
+
+
+def test_a_replay_applies_an_event_again_where_that_changes_something() -> None:
+    def event(offset: int, notes: str, id: str, reapply: str | None = None, first: int = -1) -> model.Event:
+        own = (100 + offset, 0, offset)
+        return model.Event(
+            own,
+            (100 + first, 0, first) if first >= 0 else own,
+            "m-1",
+            "cycler",
+            id,
+            {"notes": notes},
+            reapply=reapply,
+        )
+
+    steps: list[Step] = [
+        event(0, "a", "e-1"),
+        event(1, "c", "e-1"),
+        event(2, "a", "e-1", "run-1", first=0),
+        event(3, "c", "e-1", "run-1", first=1),
+        Edit("m-1", {"notes": "a defect's"}, 90),
+        event(4, "a", "e-1", "run-2", first=0),
+        event(5, "a", "e-1", "run-2", first=0),
+        event(6, "b", "e-2"),
+        event(7, "a", "e-1", "run-3", first=0),
+        event(8, "n", "e-3", "run-3"),
+        event(9, "n", "e-3", "run-3"),
+    ]
+    assert [name for name in agree(steps) if not name.startswith(("later", "reapplied"))] == [
+        *("applied", "event_id_reused", "duplicate", "event_id_reused"),
+        *("applied", "duplicate", "applied", "duplicate", "applied", "duplicate"),
+    ]
 
 
 @settings(max_examples=100, deadline=None)

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import demo, lanes, migrate, publish, rejected, run, settings, stack, topics, verify, watch
+from worker.cli import (
+    demo,
+    lanes,
+    migrate,
+    publish,
+    rejected,
+    replay,
+    resend,
+    run,
+    settings,
+    stack,
+    topics,
+    verify,
+    watch,
+)
 from worker.cli.terminal import err
 from worker.errors import SettingsError
 from worker.retry import as_worker_error
@@ -50,11 +64,13 @@ for command in (
     publish.publish,
     watch.watch,
     verify.verify,
+    resend.resend,
     settings.settings,
 ):
     app.command()(command)
 app.add_typer(lanes.app)
 app.add_typer(rejected.app)
+app.add_typer(replay.app)
 
 
 def main() -> None:

@@ -89,6 +89,15 @@ def _what_is_known(context: Context, known: Known) -> str:
     ]
     if update.content in near:
         return "duplicate"
+    if update.reapply and not near:
+        # a replay applies it again only where that changes something
+        near = [
+            content
+            for arrival, content in ledger.applied_events(event, b"")
+            if abs(arrival - known.arrival) < retention
+        ]
+        if update.content in near:
+            return "duplicate"
     if near:
         return "other content"
     if any(abs(arrival - known.arrival) < retention for arrival in ledger.known_events(event)):

@@ -68,6 +68,14 @@ class Broker:
         async with _bounded(self._settings):
             return dict(await self._latest.end_offsets([tp for topic in topics for tp in topic.partitions]))
 
+    async def found_at(
+        self, partitions: Iterable[TopicPartition], time: int
+    ) -> dict[TopicPartition, tuple[int, int] | None]:
+        """Offset and timestamp of each partition's first record that isn't from before `time` (ms since 1970)."""
+        async with _bounded(self._settings):
+            found = await self._stable.offsets_for_times(dict.fromkeys(partitions, time))
+        return {tp: None if at is None else (at.offset, at.timestamp) for tp, at in found.items()}
+
     async def committed(self, topic: Topic) -> dict[TopicPartition, int | None]:
         """The group's next offsets, None where it has none."""
         async with _bounded(self._settings):
@@ -95,11 +103,12 @@ class Broker:
                 await admin.close()
 
     async def read(
-        self, topics: Iterable[Topic], ends: Mapping[TopicPartition, int]
+        self, topics: Iterable[Topic], ends: Mapping[TopicPartition, int], value_bytes: int | None = None
     ) -> AsyncGenerator[tuple[TopicPartition, int, Records], None]:
         """Everything below `ends`, in order in each partition, a few records at a time, with the offset that comes next.
 
         Where retention takes records away meanwhile, it goes on after them, and moves the topic's `first`.
+        value_bytes: so much is kept of each value; without it as much as a digest needs.
         """
         of = {tp: topic for topic in topics for tp in topic.partitions}
         unread = {tp: topic.first[tp] for tp, topic in of.items() if topic.first[tp] < ends[tp]}
@@ -108,6 +117,7 @@ class Broker:
         async with _started(
             _consumer(LogConsumer, self._settings, auto_offset_reset="none"), self._settings
         ) as reader:
+            reader.value_bytes = value_bytes or reader.value_bytes
             reader.assign(list(unread))
             for tp, offset in unread.items():
                 reader.seek(tp, offset)

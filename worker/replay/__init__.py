@@ -1,0 +1,1 @@
+"""`replay`: records of the input published again, for the ordinary path to judge. `resend`: stored answers sent again."""
