@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import demo, lanes, migrate, publish, run, settings, stack, topics, verify, watch
+from worker.cli import (
+    demo,
+    doctor,
+    history,
+    lanes,
+    migrate,
+    publish,
+    run,
+    settings,
+    stack,
+    status,
+    topics,
+    verify,
+    watch,
+)
 from worker.cli.terminal import err
 from worker.errors import SettingsError
 from worker.retry import as_worker_error
@@ -50,6 +64,9 @@ for command in (
     publish.publish,
     watch.watch,
     verify.verify,
+    status.status,
+    history.history,
+    doctor.doctor,
     settings.settings,
 ):
     app.command()(command)
