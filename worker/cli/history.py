@@ -157,11 +157,10 @@ def _show(entry: Entry) -> None:
 
 def _elsewhere(entry: Elsewhere) -> Text:
     first, last = entry.first_revision, entry.last_revision
+    # the same revision again: other columns than those that events write
+    revisions = f"r{first} to r{last}" if last > first else f"r{last}"
     if last < first - 1:
-        revisions = f"back to r{last}"  # a database put back
-    else:
-        # the same revision: other columns than those that events write
-        revisions = f"r{first} to r{last}" if last > first else f"r{last}"
+        revisions = f"back to {revisions}"  # a database put back
     line = Text.assemble((revisions, "bold"), "  ", ("changed elsewhere", "yellow"), "  ")
     if entry.after is not None and entry.before is not None:
         line.append(f"between {_time(entry.after)} and {_time(entry.before)}")

@@ -52,3 +52,8 @@ JOIN pg_stat_activity AS a ON a.pid = l.pid
 WHERE l.granted AND l.pid <> pg_backend_pid() AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND (c.oid = to_regclass('cell_measurements') OR (c.relnamespace = to_regnamespace('measurement_updates') AND c.relkind = 'r'))
 ORDER BY a.xact_start NULLS LAST LIMIT 1;
+
+-- name: running_replays
+-- Those that publish, and those whose records are still being decided.
+SELECT to_jsonb(r)::text AS replay FROM measurement_updates.replays AS r
+WHERE to_jsonb(r) ->> 'state' IN ('running', 'published') ORDER BY to_jsonb(r) ->> 'started_at';
