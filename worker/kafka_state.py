@@ -11,7 +11,12 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocol
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    for_code,
+)
 
 from worker.consumer import LogConsumer
 from worker.errors import DependencyAway
@@ -106,10 +111,18 @@ class KafkaLook:
 
     async def _group(self) -> tuple[str, dict[tuple[str, int], str], int]:
         """The group's state, (topic, partition) → member's host, and how many members it has."""
-        [response] = await self.admin.describe_consumer_groups([self._settings.worker_group])
-        [(code, _group, state, _type, _protocol, members)] = [group[:6] for group in response.groups]
+        group = self._settings.worker_group
+        # a broker that has just begun makes the topic of offsets first, or reads it
+        coordinator = None
+        while coordinator is None:
+            try:
+                coordinator = await self.admin.find_coordinator(group)
+            except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError):
+                await asyncio.sleep(0.1)
+        [response] = await self.admin.describe_consumer_groups([group], coordinator)
+        [(code, _group, state, _type, _protocol, members)] = [found[:6] for found in response.groups]
         if code:
-            raise for_code(code)(f"group {self._settings.worker_group}")
+            raise for_code(code)(f"group {group}")
         assigned = {}
         for _member, _client, host, _metadata, assignment in members:
             if assignment:

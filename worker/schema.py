@@ -24,7 +24,7 @@ _LOCK_TIMEOUT = "300ms"
 """So long, at most, the lanes stand behind a migration that can't have its lock."""
 _PATIENCE = 120.0
 
-_MODEL_COLUMNS = {
+MODEL_COLUMNS = {
     "id": "text",
     "cell_instance_id": "text",
     "name": "text",
@@ -42,7 +42,7 @@ _MODEL_COLUMNS = {
     "created_at": "timestamp with time zone",
     "updated_at": "timestamp with time zone",
 }
-_OUR_COLUMNS = {
+OUR_COLUMNS = {
     "revision": "bigint",
     **{f"{field}_position": "bytea" for field in ("name", "protocol", "test_setup", "notes", "properties")},
 }
@@ -115,7 +115,7 @@ async def plan_migration(connection: Connection) -> MigrationPlan:
 def _fate(columns: Mapping[str, str]) -> str:
     if not columns:
         return "it isn't there and will be made"
-    missing = [name for name in (*_OUR_COLUMNS, "answer_lane", "answer_offset") if name not in columns]
+    missing = [name for name in (*OUR_COLUMNS, "answer_lane", "answer_offset") if name not in columns]
     if not missing:
         return "it has all columns"
     return f"it is there and gets {len(missing)} columns: {', '.join(missing)}"
@@ -221,11 +221,11 @@ async def _differences(connection: Connection) -> list[str]:
         return []
     return [
         f"column {name}: expected {expected}, found {found.get(name, 'none')}"
-        for name, expected in _MODEL_COLUMNS.items()
+        for name, expected in MODEL_COLUMNS.items()
         if found.get(name) != expected
     ] + [
         f"column {name}: expected {expected}, found {found[name]}"
-        for name, expected in _OUR_COLUMNS.items()
+        for name, expected in OUR_COLUMNS.items()
         if name in found and found[name] != expected
     ]
 
