@@ -25,6 +25,9 @@ class Said:
     """Empty while it runs."""
     at: float
     """By `time.monotonic`."""
+    error: str | None
+    """What it has waited for or stopped at last, where that isn't written yet."""
+    error_at: float
 
 
 class LaneStates:
@@ -39,7 +42,9 @@ class LaneStates:
 
     def say(self, tp: TopicPartition, state: str, waits_for: str) -> None:
         """At once; it is written by and by."""
-        self._unwritten[tp] = Said(state, waits_for, time.monotonic())
+        now, before = time.monotonic(), self._unwritten.get(tp)
+        error = (waits_for, now) if waits_for or before is None else (before.error, before.error_at)
+        self._unwritten[tp] = Said(state, waits_for, now, error[0] or None, error[1])
         self._there_is_some.set()
 
     async def keep(self) -> None:
@@ -67,14 +72,17 @@ class LaneStates:
         """False where something is left: the lane's own transaction had the row, or Postgres is away."""
         for tp, said in list(self._unwritten.items()):
             try:
+                now = time.monotonic()
                 row = await self._pool.fetchrow(
                     queries("status.sql")["note_lane_state"],
                     tp.topic,
                     tp.partition,
                     self._owner,
                     said.state,
-                    time.monotonic() - said.at,
+                    now - said.at,
                     said.waits_for or None,
+                    said.error,
+                    None if said.error is None else now - said.error_at,
                 )
             except Exception as error:
                 known = as_worker_error(error)

@@ -35,7 +35,7 @@ def doctor(
     [bold]Examples[/bold]
 
       measurement-updates doctor
-      measurement-updates doctor --json | jq '.checks[] | select(.verdict != "ok")'
+      measurement-updates doctor --json | jq '.checks[] | select(.mend != "")'
     """
     settings = load_settings(with_servers=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -64,7 +64,7 @@ async def _examined(settings: Settings, json: bool) -> list[Check]:
 
 def _show(check: Check) -> None:
     line = Text.assemble((f"{check.verdict:8}", _STYLES[check.verdict]), f"{check.area} {check.name}: ")
-    line.append(printable(check.said) if "\n" not in check.said else check.said)
+    line.append(printable(" ".join(check.said.split())))
     out.print(line, soft_wrap=False)
     if check.mend:
         out.print(Padding(Text(f"→ {check.mend}", style="dim"), (0, 0, 0, 8)), soft_wrap=False)

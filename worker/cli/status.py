@@ -125,7 +125,9 @@ def _screen(status: Status) -> RenderableType:
         parts += _open(status.database)
     if status.attention:
         parts.append(Text("needs attention:", style="red"))
-        parts += [Padding(Text(f"- {printable(line)}"), (0, 0, 0, 2)) for line in status.attention]
+        parts += [
+            Padding(Text(f"- {printable(' '.join(line.split()))}"), (0, 0, 0, 2)) for line in status.attention
+        ]
     else:
         parts.append(Text("all is well", style="green"))
     return Group(*parts)

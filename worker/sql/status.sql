@@ -1,7 +1,8 @@
 -- name: note_lane_state
 -- Only while the lane is still this worker's. It never waits for the lane's own transaction, which may hold the row for
 -- long: `written` is false then. One statement, so that no stopped process ever holds the row between two.
--- $1 topic, $2 partition, $3 owner, $4 state, $5 seconds since it was said, $6 what it waits for
+-- $1 topic, $2 partition, $3 owner, $4 state, $5 seconds since it was said, $6 what it waits for, $7 the last error (NULL:
+-- the one that is there stays), $8 seconds since that
 WITH ours AS (
     SELECT lane FROM measurement_updates.lanes
     WHERE topic = $1 AND partition = $2 AND retired_at IS NULL AND owner = $3
@@ -11,10 +12,10 @@ WITH ours AS (
 ), written AS (
     UPDATE measurement_updates.lanes
     SET state = $4,
-        state_since = clock_timestamp() - make_interval(secs => $5),
+        state_since = statement_timestamp() - make_interval(secs => $5),
         waits_for = $6,
-        last_error = coalesce($6, last_error),
-        last_error_at = CASE WHEN $6 IS NULL THEN last_error_at ELSE clock_timestamp() - make_interval(secs => $5) END
+        last_error = coalesce($7, last_error),
+        last_error_at = coalesce(statement_timestamp() - make_interval(secs => $8), last_error_at)
     WHERE lane IN (SELECT lane FROM free)
     RETURNING lane
 )
