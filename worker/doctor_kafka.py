@@ -52,7 +52,7 @@ async def kafka_checks(settings: Settings, look: KafkaLook, state: KafkaState) -
     if config is None:
         yield Check("kafka", "settings", "ok", "not looked at: the brokers' settings may not be read")
     else:
-        for check in _broker_settings(config, settings):
+        for check in broker_settings(config, settings):
             yield check
 
 
@@ -65,7 +65,7 @@ async def _broker_config(look: KafkaLook) -> Mapping[str, str] | None:
     return None if code else {entry[0]: entry[1] for entry in entries}
 
 
-def _broker_settings(config: Mapping[str, str], settings: Settings) -> Iterator[Check]:
+def broker_settings(config: Mapping[str, str], settings: Settings) -> Iterator[Check]:
     faults = []
     longest = int(config.get("transaction.max.timeout.ms") or _TRANSACTION_TIMEOUT_MS)
     if longest < _TRANSACTION_TIMEOUT_MS:
@@ -103,11 +103,11 @@ async def topic_checks(
         configs = {topic.name: await _topic_config(look, topic.name) for topic in present}
         broker = await _broker_config(look) or {}
     for topic in present:
-        yield _replicas(topic.name, described[topic.name]["partitions"], configs[topic.name], brokers)
+        yield replicas(topic.name, described[topic.name]["partitions"], configs[topic.name], brokers)
     if present:
-        yield _sizes(settings, present, broker)
+        yield sizes(settings, present, broker)
     if settings.worker_updates_topic in configs:
-        yield _retention(settings, configs[settings.worker_updates_topic])
+        yield retention(settings, configs[settings.worker_updates_topic])
     async with bounded(settings):
         for check in [check async for check in _rights(settings, look, present)]:
             yield check
@@ -141,12 +141,12 @@ async def _topic_config(look: KafkaLook, topic: str) -> Mapping[str, str]:
     return {entry[0]: entry[1] for entry in entries}
 
 
-def _replicas(
+def replicas(
     name: str, partitions: Sequence[Mapping[str, Any]], config: Mapping[str, str], brokers: int
 ) -> Check:
     leaderless = [one["partition"] for one in partitions if one["leader"] < 0]
     behind = [one["partition"] for one in partitions if len(one["isr"]) < len(one["replicas"])]
-    replicas = min(len(one["replicas"]) for one in partitions)
+    count = min(len(one["replicas"]) for one in partitions)
     least = int(config.get("min.insync.replicas") or 1)
     check = partial(Check, "topics", f"{name} replicas")
     if leaderless:
@@ -154,28 +154,28 @@ def _replicas(
             "failed", f"partitions {leaderless} have no leader: nothing is read or written there",
             "bring their brokers back (no unclean leader election: it loses records)",
         )  # fmt: skip
-    if least > replicas:
+    if least > count:
         return check(
-            "failed", f"min.insync.replicas is {least}, but there are {replicas}: nothing can be written",
+            "failed", f"min.insync.replicas is {least}, but there are {count}: nothing can be written",
             f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config"
-            f" min.insync.replicas={max(1, replicas - 1)}",
+            f" min.insync.replicas={max(1, count - 1)}",
         )  # fmt: skip
     if behind:
         return check("warning", f"partitions {behind} have replicas that lag", "see the brokers' logs")
-    if replicas == 1 < brokers:
+    if count == 1 < brokers:
         return check(
             "warning", f"one replica on {brokers} brokers: who loses a broker's disk loses records",
             "kafka-reassign-partitions.sh with three replicas",
         )  # fmt: skip
-    if replicas > 1 and least == 1:
+    if count > 1 and least == 1:
         return check(
-            "warning", f"{replicas}, but min.insync.replicas is 1: a record may stand on one broker only",
+            "warning", f"{count}, but min.insync.replicas is 1: a record may stand on one broker only",
             f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config min.insync.replicas=2",
         )  # fmt: skip
-    return check("ok", f"{replicas}, all in sync, at least {least} for a write")
+    return check("ok", f"{count}, all in sync, at least {least} for a write")
 
 
-def _sizes(settings: Settings, topics: Sequence[TopicState], broker: Mapping[str, str]) -> Check:
+def sizes(settings: Settings, topics: Sequence[TopicState], broker: Mapping[str, str]) -> Check:
     """What a topic takes is judged with its settings; here is what stands between: a request's size."""
     largest = max(topic.max_message_bytes for topic in topics)
     most = int(broker.get("socket.request.max.bytes") or 104_857_600)
@@ -192,7 +192,7 @@ def _sizes(settings: Settings, topics: Sequence[TopicState], broker: Mapping[str
     return Check("topics", "sizes", "ok", said)
 
 
-def _retention(settings: Settings, config: Mapping[str, str]) -> Check:
+def retention(settings: Settings, config: Mapping[str, str]) -> Check:
     """How old a backup of the database may be to be caught up from the log, and what is asked to be kept."""
     kept = int(config["retention.ms"])
     bytes_kept = int(config.get("retention.bytes") or -1)

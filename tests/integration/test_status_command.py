@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 from typing import Any
 
 import orjson
@@ -208,8 +207,8 @@ async def test_it_is_watched_until_an_interrupt(lab: System) -> None:
 async def test_on_a_terminal_it_is_shown_again_and_again(lab: System) -> None:
     terminal, other = os.openpty()
     shown = bytearray()
-    process = subprocess.Popen(
-        [COMMAND, "status", "--watch", "--every", "200ms"],
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, "status", "--watch", "--every", "200ms",
         env={**lab.environment, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
         stdin=other, stdout=other, stderr=other,
     )  # fmt: skip
@@ -222,12 +221,12 @@ async def test_on_a_terminal_it_is_shown_again_and_again(lab: System) -> None:
 
         await until(is_refreshed, lambda: f"two screens are shown: {bytes(shown)!r}", timeout=60)
         process.send_signal(signal.SIGINT)
-        assert await exit_code(process) == 130
+        assert await asyncio.wait_for(process.wait(), 30) == 130
     finally:
         loop.remove_reader(terminal)
-        if process.poll() is None:
+        if process.returncode is None:
             process.kill()
-            process.wait()
+            await process.wait()
         os.close(other)
         os.close(terminal)
     assert b"Traceback" not in shown

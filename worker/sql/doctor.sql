@@ -28,11 +28,14 @@ WHERE a.attrelid = to_regclass('cell_measurements') AND a.attnum > 0 AND NOT a.a
 ORDER BY a.attnum;
 
 -- name: other_rights
-SELECT has_schema_privilege('measurement_updates', 'USAGE') AS schema,
+-- The schema's is NULL where there is none.
+SELECT has_schema_privilege(to_regnamespace('measurement_updates')::oid, 'USAGE') AS schema,
        (SELECT string_agg(p.oid::regprocedure::text, ', ') FROM pg_proc AS p
         WHERE p.pronamespace = to_regnamespace('measurement_updates') AND p.prorettype <> 'trigger'::regtype
           AND NOT has_function_privilege(p.oid, 'EXECUTE')) AS functions,
-       has_function_privilege('pg_terminate_backend(integer, bigint)', 'EXECUTE') AS terminate;
+       has_function_privilege('pg_terminate_backend(integer, bigint)', 'EXECUTE') AS terminate,
+       (SELECT has_table_privilege(c.oid, 'SELECT') FROM pg_class AS c
+        WHERE c.relnamespace = to_regnamespace('measurement_updates') AND c.relname = 'lanes') AS lanes;
 
 -- name: sessions_of_others
 -- Owners' sessions that this role may not end: a lane could not be taken over from them.
