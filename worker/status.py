@@ -8,7 +8,7 @@ from typing import Any, Literal
 from worker.kafka_state import KafkaState, LogState
 from worker.settings import Settings
 
-PartitionState = Literal["running", "waiting", "stopped", "taking_over", "unowned", "not_begun", "unknown"]
+PartitionState = Literal["running", "waiting", "stopped", "taking_over", "unowned", "unknown"]
 
 _LONG_SECONDS = 60.0
 """Who waits longer than this needs attention."""

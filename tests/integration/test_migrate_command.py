@@ -12,9 +12,9 @@ import pytest_asyncio
 from tests.commands import Ran, begun, run
 from tests.faults.states import applied, applied_up_to, held
 from tests.system import System, system, until
-from worker.database import Connection
+from worker.database import Connection, close, connect_lane
 from worker.schema import migrate, plan_migration
-from worker.sql import migrations
+from worker.sql import migrations, queries
 from worker.stack import Stack
 
 OLD = 2
@@ -214,3 +214,19 @@ async def test_a_lock_that_cannot_be_had_is_given_up_with_who_has_it(old: System
     finally:
         await connection.close()
     assert await version(old) == migrations()[-1].version
+
+
+async def test_a_lanes_session_goes_on_reading_a_table_that_got_a_column(migrated_url: str) -> None:
+    """What it has prepared is of the table as it was."""
+    connection, other = (
+        await connect_lane(migrated_url, application="test"),
+        await asyncpg.connect(migrated_url),
+    )
+    try:
+        for _ in range(3):
+            await connection.fetchrow(queries()["find_lane"], "t", 0)
+        await other.execute("ALTER TABLE measurement_updates.lanes ADD COLUMN of_a_later_version text")
+        assert await connection.fetchrow(queries()["find_lane"], "t", 0) is None
+    finally:
+        await close(connection)
+        await other.close()
