@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["ok", "warning", "failed"]
+Area = Literal["kafka", "topics", "postgres", "lanes", "clocks"]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """One finding, in words."""
 
-    area: Literal["kafka", "topics", "postgres", "lanes", "clocks"]
+    area: Area
     name: str
     verdict: Verdict
     said: str

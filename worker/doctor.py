@@ -5,7 +5,7 @@ A server that is away fails its check, and what would have been asked of it isn'
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from worker.apply import MAX_CLOCK_LEAD
-from worker.checks import Check, duration
+from worker.checks import Area, Check, duration
 from worker.consumer import LogConsumer
 from worker.database import POSTGRES_ERRORS, Connection, close, connect, describe
 from worker.doctor_kafka import kafka_checks, topic_checks
@@ -53,9 +53,9 @@ async def examine(settings: Settings) -> AsyncGenerator[Check, None]:
             mend = "start it, or correct KAFKA_BOOTSTRAP_SERVERS; a firewall, or a broker's advertised.listeners?"
             yield Check("kafka", "reachable", "failed", describe(error), mend)
         if kafka is not None:
-            async for check in kafka_checks(settings, kafka.look, kafka.state):
+            async for check in _answered("kafka", kafka_checks(settings, kafka.look, kafka.state)):
                 yield check
-            async for check in topic_checks(settings, kafka.look, kafka.topics):
+            async for check in _answered("topics", topic_checks(settings, kafka.look, kafka.topics)):
                 yield check
         try:
             connection = await connect(settings.dsn, application="measurement-updates doctor")
@@ -66,22 +66,25 @@ async def examine(settings: Settings) -> AsyncGenerator[Check, None]:
             )
             yield Check("postgres", "reachable", "failed", str(error), mend)
         if connection is not None:
-            try:
-                async for check in postgres_checks(
-                    settings, connection, None if kafka is None else kafka.state
-                ):
+            state = None if kafka is None else kafka.state
+            async for check in _answered("postgres", postgres_checks(settings, connection, state)):
+                yield check
+            async for check in _answered("clocks", _clock_checks(settings, connection, kafka)):
+                yield check
+            if state is not None:
+                async for check in _answered("lanes", _lane_checks(settings, connection, state)):
                     yield check
-                async for check in _clock_checks(settings, connection, kafka):
-                    yield check
-                if kafka is not None:
-                    async for check in _lane_checks(settings, connection, kafka.state):
-                        yield check
-            except asyncpg.InsufficientPrivilegeError:
-                pass  # said among the rights: what they don't let through can't be looked at
-            except (OSError, TimeoutError, *POSTGRES_ERRORS) as error:
-                yield Check(
-                    "postgres", "answers", "failed", f"it stopped answering: {describe(error)}", "try again"
-                )
+
+
+async def _answered(area: Area, checks: AsyncIterator[Check]) -> AsyncGenerator[Check, None]:
+    """As far as the server answers."""
+    try:
+        async for check in checks:
+            yield check
+    except asyncpg.InsufficientPrivilegeError:
+        pass  # said among the rights: what they don't let through can't be looked at
+    except (DependencyAway, KafkaError, OSError, TimeoutError, *POSTGRES_ERRORS) as error:
+        yield Check(area, "answers", "failed", f"it stopped answering: {describe(error)}", "try again")
 
 
 # Lanes ------------------------------------------------------------------------------------------------------
@@ -112,9 +115,6 @@ async def _lane_checks(
             faults += check.verdict == "failed"
             if check.verdict != "ok":
                 yield check
-    except (DependencyAway, KafkaError, TimeoutError) as error:
-        faults += 1
-        yield Check("lanes", "logs", "failed", f"they can't be read: {describe(error)}", "is a broker away?")
     finally:
         await consumer.stop()
     if not faults:
