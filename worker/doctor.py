@@ -44,11 +44,11 @@ class _Kafka:
 async def examine(settings: Settings) -> AsyncGenerator[Check, None]:
     """Each check as soon as it is known. Raises SettingsError, Fatal (a DSN that is none)."""
     async with AsyncExitStack() as stack:
-        kafka, connection = None, None
+        kafka: _Kafka | None = None
+        connection: Connection | None = None
         try:
             look = await stack.enter_async_context(kafka_look(settings))
-            state = await look.state()
-            kafka = _Kafka(look, state, (await check_topics(settings))[1])
+            kafka = _Kafka(look, await look.state(), (await check_topics(settings))[1])
         except (DependencyAway, KafkaError, OSError, TimeoutError) as error:
             mend = "start it, or correct KAFKA_BOOTSTRAP_SERVERS; a firewall, or a broker's advertised.listeners?"
             yield Check("kafka", "reachable", "failed", describe(error), mend)
@@ -61,9 +61,7 @@ async def examine(settings: Settings) -> AsyncGenerator[Check, None]:
             connection = await connect(settings.dsn, application="measurement-updates doctor")
             stack.push_async_callback(close, connection)
         except DependencyAway as error:
-            mend = (
-                "start it, or correct DATABASE_URL (host, user, password, name); a firewall, or pg_hba.conf?"
-            )
+            mend = "start it, or correct DATABASE_URL (host, user, password); a firewall, or pg_hba.conf?"
             yield Check("postgres", "reachable", "failed", str(error), mend)
         if connection is not None:
             state = None if kafka is None else kafka.state
@@ -126,9 +124,7 @@ async def _lane_checks(
         )
 
 
-async def _lane_check(
-    row: "dict[str, object]", kafka: KafkaState, log: InputLog, settings: Settings
-) -> Check:
+async def _lane_check(row: "asyncpg.Record", kafka: KafkaState, log: InputLog, settings: Settings) -> Check:
     partition = row["partition"]
     name = f"partition {partition}"
     found, ours = (row["cluster"], row["consumer_group"]), (kafka.cluster, settings.worker_group)
@@ -150,7 +146,7 @@ async def _lane_check(
         return Check(
             "lanes", name, "failed", str(stopped), "decide, as it says: measurement-updates lanes --help"
         )
-    if row["state"] == "stopped":
+    if row.get("state") == "stopped":
         return Check(
             "lanes", name, "failed", f"it has stopped: {row['waits_for']}",
             "decide, as it says: measurement-updates lanes --help",
