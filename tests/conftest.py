@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tests.system import System, system
-from worker.database import migrate
+from worker.schema import migrate
 from worker.settings import load_settings
 from worker.stack import Stack, running_stack
 

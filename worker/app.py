@@ -22,6 +22,7 @@ from worker.database import COMMAND_TIMEOUT, POSTGRES_ERRORS, close, connect, sc
 from worker.errors import DependencyAway, Fatal
 from worker.input_log import InputLog
 from worker.lane import Lane
+from worker.lane_states import LaneStates
 from worker.record import DecodeLimits
 from worker.repeats import hold_back_repeats
 from worker.retention import keep_retention
@@ -90,15 +91,18 @@ class Worker:
     async def _serve(self, cluster: str, form: AnswerForm, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
         settings = self._settings
         owner = f"{socket.gethostname()}:{os.getpid()}"
+        states = LaneStates(pool, owner)
         limits = DecodeLimits(max_event_bytes=settings.worker_max_event_bytes)
 
         def build_lane(tp: TopicPartition) -> Lane:
             assert lanes.consumer is not None
             input_log = InputLog(lanes.consumer, settings.bootstrap_servers, settings.worker_group)
-            return Lane(tp, LaneParts(settings, cluster, owner, form, limits, input_log, pool))
+            return Lane(tp, LaneParts(settings, cluster, owner, form, limits, input_log, pool, states))
 
         # of a value that is over both nothing more is needed: it isn't admitted, and it is rejected cut
         lanes = Lanes(build_lane, self.fail, max(settings.worker_max_event_bytes, form.max_rejected_bytes))
+        keeping_states = asyncio.create_task(states.keep())
+        keeping_states.add_done_callback(self._ended)
         broker = await self._once_there(lambda: self._start_broker(lanes))
         if broker is not None:
             retention = asyncio.create_task(keep_retention(pool, settings))
@@ -112,6 +116,8 @@ class Worker:
             log.warning(
                 "not everything in flight was answered in time: the next owner of the partitions does it"
             )
+        keeping_states.cancel()
+        await states.flush(timeout=0.5)
         if broker is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2):

@@ -1,15 +1,14 @@
-"""Sessions with Postgres: how they are opened, and the migrations."""
+"""Sessions with Postgres: how they are opened, and whether the schema is what this version needs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import asyncpg
 
 from worker.errors import DependencyAway, Fatal
-from worker.sql import Migration, migrations
+from worker.sql import migrations
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -24,27 +23,6 @@ POSTGRES_ERRORS = (
 COMMAND_TIMEOUT = 15.0
 """Seconds for a statement of the worker: more than it waits for a lock. A connection that has died without a word is noticed
 by nothing else, where something in between keeps it open."""
-
-_MIGRATION_LOCK = 0x6D75_7064  # 'mupd': one migration at a time in this database
-
-_MODEL_COLUMNS = {
-    "id": "text",
-    "cell_instance_id": "text",
-    "name": "text",
-    "protocol": "jsonb",
-    "start_time": "timestamp with time zone",
-    "test_setup": "jsonb",
-    "step_labels_validated": "boolean",
-    "notes": "text",
-    "measurement_type": "text",
-    "properties": "jsonb",
-    "file_metadata": "jsonb",
-    "organization_id": "text",
-    "created_by": "text",
-    "created_by_email": "text",
-    "created_at": "timestamp with time zone",
-    "updated_at": "timestamp with time zone",
-}
 
 
 async def connect(dsn: str, *, application: str, timeout: float = 10) -> Connection:
@@ -130,94 +108,9 @@ def describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-@dataclass(frozen=True, slots=True)
-class MigrationReport:
-    """What `migrate` did."""
-
-    applied: Sequence[Migration]
-    present: int
-    """Version of the schema now."""
-
-
-async def migrate(connection: Connection) -> MigrationReport:
-    """Bring the schema up to date: one transaction, under an advisory lock; safe to run twice or by two at once.
-
-    Raises Fatal where the database is ahead of this version, or where a table that is there differs in its types.
-    """
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-        await connection.execute("CREATE SCHEMA IF NOT EXISTS measurement_updates")
-        await connection.execute(
-            """CREATE TABLE IF NOT EXISTS measurement_updates.migrations (
-                   version integer PRIMARY KEY, name text NOT NULL, digest text NOT NULL,
-                   applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"""
-        )
-        done = {
-            row["version"]: row
-            for row in await connection.fetch(
-                "SELECT version, name, digest FROM measurement_updates.migrations"
-            )
-        }
-        known = {migration.version: migration for migration in migrations()}
-        if ahead := sorted(done.keys() - known.keys()):
-            raise Fatal(
-                f"the database is at migration {ahead[-1]}, this version knows {max(known)}:"
-                " use the newer version of measurement-updates"
-            )
-        for version, row in done.items():
-            if row["digest"] != known[version].digest:
-                raise Fatal(
-                    f"migration {version} ({row['name']}) was applied with another text than this version's"
-                )
-        await _check_model_columns(connection)
-        new = [migration for version, migration in known.items() if version not in done]
-        for migration in new:
-            await connection.execute(migration.text)
-            await connection.execute(
-                "INSERT INTO measurement_updates.migrations (version, name, digest) VALUES ($1, $2, $3)",
-                migration.version,
-                migration.name,
-                migration.digest,
-            )
-    return MigrationReport(new, max(known))
-
-
 async def schema_is_current(connection: Connection) -> bool:
     """Every migration that this version needs is there (later ones may be, too: they stay readable for us)."""
     if not await connection.fetchval("SELECT to_regclass('measurement_updates.migrations') IS NOT NULL"):
         return False
     present: Any = await connection.fetchval("SELECT max(version) FROM measurement_updates.migrations")
     return present is not None and present >= max(migration.version for migration in migrations())
-
-
-async def _check_model_columns(connection: Connection) -> None:
-    """A `cell_measurements` that is there must have the model's columns with our types: say exactly what differs."""
-    rows = await connection.fetch(
-        """SELECT attname, format_type(atttypid, NULL) AS type FROM pg_attribute
-           WHERE attrelid = to_regclass('cell_measurements') AND attnum > 0 AND NOT attisdropped"""
-    )
-    if not rows:
-        return
-    found = {row["attname"]: row["type"] for row in rows}
-    ours = {
-        "revision": "bigint",
-        **{
-            f"{field}_position": "bytea"
-            for field in ("name", "protocol", "test_setup", "notes", "properties")
-        },
-    }
-    differences = [
-        f"column {name}: expected {expected}, found {found.get(name, 'none')}"
-        for name, expected in _MODEL_COLUMNS.items()
-        if found.get(name) != expected
-    ] + [
-        f"column {name}: expected {expected}, found {found[name]}"
-        for name, expected in ours.items()
-        if name in found and found[name] != expected
-    ]
-    if differences:
-        raise Fatal(
-            "table cell_measurements is there, but isn't what the response model needs:\n  "
-            + "\n  ".join(differences)
-            + "\nAlter these columns, then run `measurement-updates migrate` again; nothing was changed"
-        )

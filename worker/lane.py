@@ -213,6 +213,7 @@ class Lane:
         self.state = state
         if (said := f"{state} {why}") != self._said:
             self._said = said
+            self._parts.states.say(self.tp, state, why)
             level = {"waiting": "warning", "stopped": "error"}.get(state, "info")
             getattr(self._log, level)(
                 f"lane {state.replace('_', ' ')}", **({"why": why} if why else {}), **facts

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from contracts.cloudevents import binary_update
 from tests.system import System, system, until
-from worker.database import migrate
+from worker.schema import migrate
 from worker.settings import load_settings
 from worker.stack import running_stack
 

@@ -14,7 +14,7 @@ from tests.faults.load import Load, seed
 from tests.faults.servers import Servers, running_servers
 from tests.faults.states import Log
 from tests.system import System, system
-from worker.database import migrate
+from worker.schema import migrate
 from worker.stack import Stack
 
 SESSION_TIMEOUT_MS = 1_500

@@ -15,8 +15,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from tests.system import COMMAND, System, until
 from worker.app import Worker
-from worker.database import migrate
 from worker.errors import Fatal
+from worker.schema import migrate
 from worker.topics import check_topics, create_topics, wanted_topics
 
 REST_TABLE = """

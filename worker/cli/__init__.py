@@ -9,6 +9,8 @@ import typer
 
 from worker.cli import (
     demo,
+    doctor,
+    history,
     lanes,
     migrate,
     publish,
@@ -18,6 +20,7 @@ from worker.cli import (
     run,
     settings,
     stack,
+    status,
     topics,
     verify,
     watch,
@@ -65,6 +68,9 @@ for command in (
     watch.watch,
     verify.verify,
     resend.resend,
+    status.status,
+    history.history,
+    doctor.doctor,
     settings.settings,
 ):
     app.command()(command)

@@ -21,8 +21,9 @@ from worker.cli.clients import answer_consumer, update_producer
 from worker.cli.demo_shared import clean_up, look_at_database
 from worker.cli.demo_worker import COMMAND, DemoWorker, end, variables
 from worker.cli.terminal import err, fail, out
-from worker.database import POSTGRES_ERRORS, Connection, close, connect, describe, migrate
+from worker.database import POSTGRES_ERRORS, Connection, close, connect, describe
 from worker.errors import DependencyAway, Fatal
+from worker.schema import migrate
 from worker.settings import Settings, load_settings
 from worker.stack import Stack, running_stack
 from worker.topics import create_topics

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import takewhile
 
 
 @cache
@@ -25,6 +26,13 @@ class Migration:
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the file's first comment."""
+        lines = takewhile(lambda line: line.startswith("--"), self.text.splitlines())
+        comment = " ".join(line.removeprefix("--").strip() for line in lines)
+        return re.split(r"(?<=\.) ", comment, maxsplit=1)[0].rstrip(".")
 
 
 def migrations() -> list[Migration]:
