@@ -14,6 +14,7 @@ from worker.database import Connection, close, connect_lane
 from worker.emit import Emitter
 from worker.errors import Fatal, LaneStopped, Superseded
 from worker.input_log import InputLog
+from worker.lane_watch import LaneWatch
 from worker.plan import Ground
 from worker.predecessors import Predecessors
 from worker.record import DecodeLimits
@@ -34,6 +35,7 @@ class LaneParts:
     limits: DecodeLimits
     input_log: InputLog
     pool: "asyncpg.Pool[asyncpg.Record]"
+    watch: LaneWatch
 
 
 @dataclass(slots=True)
