@@ -9,6 +9,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,6 +24,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from worker.health import LANE_STATES, LaneState
+from worker.stages import Stage
 
 _PREFIX = "measurement_updates_"
 _STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -97,6 +99,8 @@ class Metrics:
             "cause",
         )
         self.take_overs = counter("take_overs", "Partitions taken over, anew after trouble included")
+        for stage in get_args(Stage):  # so that they are there before the first batch
+            self.stage_seconds.labels(stage)
         self.removed = counter("retention_removed_rows", "Rows past their time that were removed", "table")
 
     def decided(self, applied: int, duplicates: int, rejected: Iterable[str]) -> None:

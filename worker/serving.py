@@ -6,6 +6,7 @@
 | /health/ready | 200, or 503 with the reasons; every lane's state |
 | /metrics | Prometheus' text format |
 | /asyncapi | the AsyncAPI document, with this worker's topics |
+| / | these paths |
 
 Served by the worker's own event loop: whoever gets no answer knows that the loop hangs.
 """
@@ -30,6 +31,8 @@ from worker.errors import Fatal
 from worker.metrics import Metrics
 from worker.observer import Observer
 from worker.settings import Settings, http_address
+
+_PLAIN = {"content-type": "text/plain; charset=utf-8"}
 
 log = structlog.get_logger()
 
@@ -87,8 +90,9 @@ def _listen(address: str) -> socket.socket:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False
         )
     except OSError as error:
+        why = (error.strerror or str(error)).partition(" (")[0]  # what it was doing is known
         raise Fatal(
-            f"WORKER_HTTP: expected an address of this machine that is free, found {address}: {error.strerror or error}."
+            f"WORKER_HTTP: expected an address of this machine that is free, found {address}: {why}."
             " Choose another port (each worker of a machine needs one of its own; 0 takes any that is free), stop what"
             f" has it (`ss -ltnp 'sport = :{port}'` names it), or leave WORKER_HTTP out"
         ) from error
@@ -122,12 +126,17 @@ def _routes(settings: Settings, observer: Observer, metrics: Metrics) -> Sequenc
     async def document(_: Scope) -> AsgiResponse:
         return asyncapi
 
-    return [
+    @get
+    async def index(_: Scope) -> AsgiResponse:
+        return AsgiResponse("".join(f"{path}\n" for path, _ in paths).encode(), 200, _PLAIN)
+
+    paths: list[tuple[str, ASGIApp]] = [
         ("/health/live", live),
         ("/health/ready", ready),
         ("/metrics", prometheus),
         ("/asyncapi", document),
     ]
+    return [*paths, ("/", index)]
 
 
 def _json(status: int, body: Any) -> AsgiResponse:
