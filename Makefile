@@ -51,8 +51,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 # requirements.lock: the image. -dev: .venv, the same and what the stack and the checks need. -build: what makes
 # the package. A version that still fits is kept; `make lock UPGRADE=--upgrade` takes the newest that fit.
 lock: setup  ## requirements*.lock anew, within the bounds of pyproject.toml
-	$(COMPILE) $(UPGRADE) pyproject.toml --output-file requirements.lock
-	$(COMPILE) $(UPGRADE) pyproject.toml --extra stack --extra dev --constraints requirements.lock \
+	$(COMPILE) $(UPGRADE) pyproject.toml --extra tracing --output-file requirements.lock
+	$(COMPILE) $(UPGRADE) pyproject.toml --extra tracing --extra stack --extra dev --constraints requirements.lock \
 		--output-file requirements-dev.lock
 	echo hatchling | $(COMPILE) - --constraints requirements-dev.lock --output-file requirements-build.lock
 

@@ -19,19 +19,29 @@ from faststream.kafka import KafkaBroker
 from worker.answer import AnswerForm
 from worker.connecting import bound_connecting
 from worker.database import COMMAND_TIMEOUT, POSTGRES_ERRORS, close, connect, schema_is_current
-from worker.errors import DependencyAway, Fatal
+from worker.errors import DependencyAway, Fatal, WorkerError
 from worker.input_log import InputLog
 from worker.lane import Lane
 from worker.lane_states import LaneStates
+from worker.lane_watch import LaneWatch
+from worker.metrics import Metrics
+from worker.observer import Observer
 from worker.record import DecodeLimits
 from worker.repeats import hold_back_repeats
 from worker.retention import keep_retention
 from worker.retry import as_worker_error, backoff
+from worker.serving import serving
 from worker.settings import Settings
 from worker.sql import queries
 from worker.subscriber import Lanes, build_broker
 from worker.takeover import LaneParts
 from worker.topics import check_topics
+from worker.tracing import tracing
+
+_AFTER_A_DEFECT = "start it again (nothing is lost: what was in flight is decided, or isn't), and report it"
+_TOPIC_AS_IT_SHOULD_BE = (
+    "alter the topic's setting (kafka-configs.sh --alter --add-config …): the worker goes on meanwhile"
+)
 
 log = structlog.get_logger()
 Found = TypeVar("Found")
@@ -44,6 +54,9 @@ class Worker:
         self._settings = settings
         self._stop = asyncio.Event()
         self._fault: BaseException | None = None
+        self._metrics = Metrics()
+        self._observer = Observer()
+        self._metrics.look_at(self._observer.gauges)
 
     def stop(self) -> None:
         """Finish what is in flight, then `run` returns. Not lost where it comes before `run`."""
@@ -57,6 +70,17 @@ class Worker:
 
     async def run(self) -> None:
         """Until stopped. Raises Fatal, or the defect that ended it."""
+        try:
+            # first there, last to go
+            async with serving(self._settings, self._observer, self._metrics, self._ended):
+                await self._run()
+        except Exception as error:
+            ours = isinstance(error, WorkerError)
+            why = str(error) if ours else f"{type(error).__name__}: {error}"
+            log.error("worker fails", why=why, **({} if ours else {"do": _AFTER_A_DEFECT}))
+            raise
+
+    async def _run(self) -> None:
         settings = self._settings
         log.info(
             "worker starts",
@@ -79,7 +103,7 @@ class Worker:
             command_timeout=COMMAND_TIMEOUT,
         )
         try:
-            await self._serve(cluster, form, pool)
+            await self._work(cluster, form, pool)
         finally:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2):  # it waits for every session to be given back
@@ -88,33 +112,38 @@ class Worker:
             raise self._fault
         log.info("worker stopped")
 
-    async def _serve(self, cluster: str, form: AnswerForm, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    async def _work(self, cluster: str, form: AnswerForm, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
         settings = self._settings
         owner = f"{socket.gethostname()}:{os.getpid()}"
         states = LaneStates(pool, owner)
         limits = DecodeLimits(max_event_bytes=settings.worker_max_event_bytes)
+        traces = tracing(settings, os.environ)
+
+        def build_log() -> InputLog:
+            assert lanes.consumer is not None
+            return InputLog(lanes.consumer, settings.bootstrap_servers, settings.worker_group)
 
         def build_lane(tp: TopicPartition) -> Lane:
-            assert lanes.consumer is not None
-            input_log = InputLog(lanes.consumer, settings.bootstrap_servers, settings.worker_group)
-            return Lane(tp, LaneParts(settings, cluster, owner, form, limits, input_log, pool, states))
+            watch = LaneWatch(tp, self._metrics, None if traces is None else traces.lane(tp))
+            return Lane(
+                tp, LaneParts(settings, cluster, owner, form, limits, build_log(), pool, states, watch)
+            )
 
         # of a value that is over both nothing more is needed: it isn't admitted, and it is rejected cut
         lanes = Lanes(build_lane, self.fail, max(settings.worker_max_event_bytes, form.max_rejected_bytes))
+        self._observer.lanes = lanes
         keeping_states = asyncio.create_task(states.keep())
         keeping_states.add_done_callback(self._ended)
         broker = await self._once_there(lambda: self._start_broker(lanes))
         if broker is not None:
-            retention = asyncio.create_task(keep_retention(pool, settings))
-            retention.add_done_callback(self._ended)
-            await self._stop.wait()
-            retention.cancel()
+            await self._housekeep(build_log(), pool)
         # stopped while it started, there may be lanes all the same: partitions are assigned before the start has ended
         log.info("worker stops: finishing what is in flight")
         drain_seconds = settings.worker_drain_timeout.total_seconds()
         if not await lanes.drain(timeout=max(0.5, drain_seconds - 5)):
             log.warning(
-                "not everything in flight was answered in time: the next owner of the partitions does it"
+                "not everything in flight was answered in time: the next owner of the partitions does it",
+                do="nothing. Where it happens at every stop, a longer WORKER_DRAIN_TIMEOUT (and grace period) gives it time",
             )
         keeping_states.cancel()
         await states.flush(timeout=0.5)
@@ -122,6 +151,21 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2):
                     await broker.stop()
+        if traces is not None:
+            await asyncio.to_thread(traces.stop)
+
+    async def _housekeep(self, input_log: InputLog, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        """Until stopped: what goes on beside the lanes."""
+        settings, topic = self._settings, self._settings.worker_updates_topic
+        housekeeping = [keep_retention(pool, settings, lambda: input_log.all_ends(topic), self._metrics)]
+        if settings.worker_http is not None:
+            housekeeping.append(self._observer.keep_surveying(pool, input_log, topic))
+        tasks = [asyncio.create_task(work) for work in housekeeping]
+        for task in tasks:
+            task.add_done_callback(self._ended)
+        await self._stop.wait()
+        for task in tasks:
+            task.cancel()
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """A task that goes on for ever has ended: cancelled by us, or by a defect."""
@@ -145,7 +189,9 @@ class Worker:
             raise Fatal("\n".join(faults))
         for topic in topics:
             for warning in topic.warnings:
-                log.warning("topic isn't as it should be", topic=topic.name, why=warning)
+                log.warning(
+                    "topic isn't as it should be", topic=topic.name, why=warning, do=_TOPIC_AS_IT_SHOULD_BE
+                )
         limit = {topic.purpose: topic.max_message_bytes for topic in topics}
         return cluster, AnswerForm(
             settings.worker_updates_topic,
@@ -192,12 +238,14 @@ class Worker:
                 await asyncio.wait([task], timeout=2)
                 return None
             try:
-                return task.result()
+                found = task.result()
+                self._observer.waits_for = ""
+                return found
             except (DependencyAway, KafkaError, OSError, *POSTGRES_ERRORS) as error:
                 known = as_worker_error(error)
                 if str(known) != said:
-                    said = str(known)
-                    log.warning("worker waits", why=said)
+                    said = self._observer.waits_for = str(known)
+                    log.warning("worker waits", why=said, do=known.do if known else "")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._stop.wait()

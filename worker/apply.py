@@ -24,6 +24,7 @@ from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES, Record, Rejection, Update, whole_length
 from worker.rejected_cases import settle_cases
 from worker.sql import queries
+from worker.stages import Watching, unwatched
 
 MAX_CLOCK_LEAD = 5 * 60 * 1000
 """Milliseconds that a record may be ahead of the database's clock."""
@@ -40,6 +41,8 @@ class AheadOfClock(Exception):
 
 class NothingToJudgeBy(DependencyAway):
     """`cell_measurements` is empty: the wrong database, or one that isn't filled yet."""
+
+    do = ""  # its message says it
 
 
 @dataclass(slots=True)
@@ -72,7 +75,12 @@ def digest_of(record: Record) -> bytes:
 
 
 async def apply(
-    connection: Connection, position: LanePosition, batch: Batch, ground: Ground, answered: int
+    connection: Connection,
+    position: LanePosition,
+    batch: Batch,
+    ground: Ground,
+    answered: int,
+    stage: Watching = unwatched,
 ) -> Plan:
     """Decide a batch for ever. On success `position` is moved; on any error it isn't, and nothing was written.
 
@@ -113,7 +121,8 @@ async def apply(
             measurements = await _lock_measurements(connection, updates, ground.max_batch_bytes)
         identities = await _find_identities(connection, updates)
 
-        result = plan(batch.events, measurements, identities, ground)
+        with stage("plan"):
+            result = plan(batch.events, measurements, identities, ground)
 
         if result.measurements:
             await _update_measurements(connection, result.measurements, ground.lane)
@@ -193,7 +202,8 @@ async def _update_measurements(
         # the rows are locked, so they are there: something else keeps them from being written
         raise DependencyAway(
             f"Postgres has written {rows} of {len(measurements)} rows of cell_measurements: expected all."
-            " Look for a trigger (BEFORE UPDATE returning NULL), a rule or a row-security policy that swallows updates"
+            " Look for a trigger (BEFORE UPDATE returning NULL), a rule or a row-security policy that swallows updates",
+            do="remove what swallows them: it goes on by itself",
         )
 
 

@@ -87,7 +87,11 @@ class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no 
                 raise
             # aiokafka's heartbeats (or its reading of committed offsets) may have ended with this: it would report it
             # for ever, and only joining the group anew starts them again. FastStream would sleep 5 s each time.
-            log.warning("the consumer joins its group anew: %r", error)
+            log.warning(
+                "the consumer joins its group anew: %r. Nothing to do, where it is once or twice: else see that the brokers"
+                " are up and let the group be used",
+                error,
+            )
             self._coordinator.request_rejoin()
             await asyncio.sleep(_IDLE_WAIT)
             return {}

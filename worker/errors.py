@@ -10,7 +10,14 @@ WorkerError
 
 
 class WorkerError(Exception):
-    """Base of everything this worker raises on purpose."""
+    """Base of everything this worker raises on purpose. A message says what to do, or `do` does."""
+
+    do = ""
+
+    def __init__(self, message: str = "", *, do: str = "") -> None:
+        super().__init__(message)
+        if do:
+            self.do = do
 
 
 class SettingsError(WorkerError):
@@ -28,6 +35,10 @@ class LaneStopped(WorkerError):
 class Superseded(WorkerError):
     """Postgres (epoch) or Kafka (fencing) says that another worker owns the partition by now."""
 
+    do = "nothing, where it is once or twice: the group decides who goes on"
+
 
 class DependencyAway(WorkerError):
     """Kafka or Postgres doesn't answer, or refuses for a while. Always worth another try."""
+
+    do = "nothing, where it is short: it goes on by itself. Else see that Kafka and Postgres are up, and reachable from here"

@@ -21,6 +21,8 @@ class Inbox:
         resume: Callable[[], None],
     ) -> None:
         self.next_offset = next_offset
+        self.taken_bytes = 0
+        """What the last batch counted as."""
         self._records: deque[tuple[Record, int]] = deque()
         self._bytes = 0
         self._max_records = max_records
@@ -80,6 +82,7 @@ class Inbox:
             batch.append(record)
             size += its_size
         self._bytes -= size
+        self.taken_bytes = size
         if not self._records:
             self._ready.clear()
         if self._paused and len(self._records) < self._max_records and self._bytes < self._max_bytes:

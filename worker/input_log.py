@@ -36,6 +36,15 @@ class InputLog:
             end = await self._consumer.end_offsets([tp])
         return LogEnds(first[tp], end[tp])
 
+    async def all_ends(self, topic: str) -> dict[int, int]:
+        """Partition → the offset after its last stable record, of all that there are; none where the topic is gone.
+
+        Raises KafkaError, TimeoutError."""
+        partitions = self._consumer.partitions_for_topic(topic) or ()
+        async with asyncio.timeout(_TIMEOUT):
+            ends = await self._consumer.end_offsets([TopicPartition(topic, number) for number in partitions])
+        return {tp.partition: end for tp, end in ends.items()}
+
     async def committed(self, tp: TopicPartition) -> int | None:
         """The group's next offset, None where it has none. Raises KafkaError, TimeoutError."""
         async with asyncio.timeout(_TIMEOUT):
@@ -60,6 +69,16 @@ class InputLog:
                 raise DependencyAway(
                     f"consumer group {self.group} doesn't confirm that this worker is a member"
                 )
+
+    def end_as_fetched(self, tp: TopicPartition) -> int | None:
+        """The offset after the last stable record, as the last fetch has said: nothing is asked."""
+        end: int | None = self._consumer.last_stable_offset(tp) if self.is_ours(tp) else None
+        return end
+
+    @property
+    def reading(self) -> bool:
+        """A long batch is being read, and nothing is handed over meanwhile."""
+        return self._consumer.busy
 
     def is_ours(self, tp: TopicPartition) -> bool:
         return tp in self._consumer.assignment()

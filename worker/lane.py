@@ -8,7 +8,7 @@ other way to recover.
 import asyncio
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 from aiokafka import TopicPartition
@@ -17,6 +17,7 @@ from worker.answer import Answer
 from worker.apply import Batch
 from worker.consumer import Fetched
 from worker.errors import DependencyAway, Fatal, LaneStopped, Superseded, WorkerError
+from worker.health import LaneState
 from worker.inbox import Inbox
 from worker.pipeline import Decided, apply_batch, decode_batch
 from worker.record import Record
@@ -31,8 +32,10 @@ _MAX_UNANSWERED_BATCHES = 2
 _MAX_MERGED_BYTES = 8 * 1024**2
 _SLOW_SECONDS = 3.0
 """What takes longer than this is said: aiokafka retries by itself, for up to half a minute a step."""
-
-LaneState = Literal["taking_over", "running", "waiting", "stopped", "given_up"]
+_WHERE_IT_WAITS = (
+    "nothing, where it is short: it goes on by itself. Else: a lock is held by a session that pg_blocking_pids() names;"
+    " another partition's lane by what its own log event says; Kafka by brokers that are away or out of replicas"
+)
 
 log = structlog.get_logger()
 
@@ -45,6 +48,7 @@ class Lane:
         self.state: LaneState = "taking_over"
         self._said = ""
         self._parts = parts
+        self.watch = parts.watch
         self._inbox: Inbox | None = None
         self._draining = asyncio.Event()
         self._progressed = False
@@ -60,6 +64,7 @@ class Lane:
             inbox.fail(fetched.error)
         elif fetched.position == inbox.next_offset:
             inbox.put(fetched.records, fetched.next_offset)
+            self.watch.fetched(fetched)
         elif self._parts.input_log.is_ours(self.tp):
             self._parts.input_log.seek(self.tp, inbox.next_offset)
 
@@ -74,10 +79,11 @@ class Lane:
                 self._inbox = None
                 self._parts.input_log.pause(self.tp)
                 known = _worth_another_try(error)
+                self.watch.retried(error)
                 if self._progressed:
                     waits, self._progressed = backoff(), False
                 seconds = next(waits)
-                self._say("stopped" if isinstance(known, LaneStopped) else "waiting", str(known))
+                self._say("stopped" if isinstance(known, LaneStopped) else "waiting", str(known), known.do)
                 await _first_of(self._draining.wait(), asyncio.sleep(seconds))
         self._say("given_up")
 
@@ -106,6 +112,7 @@ class Lane:
             inbox.close()
         input_log.seek(tp, inbox.next_offset)
         input_log.resume(tp)
+        self.watch.taken_over(inbox.next_offset, taken.answered)
         # after trouble it is said once a batch has gone through: what was waited for may be in the next record
         if self.state == "taking_over":
             self._say("running", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
@@ -131,7 +138,8 @@ class Lane:
                     await self._check(taken)
                 continue
             idle = 0
-            await self._decide_batch(taken, *batch, outbox)
+            with self.watch.batch(batch[0], inbox.taken_bytes):
+                await self._decide_batch(taken, *batch, outbox)
             del batch  # so that the next one isn't decoded beside it
         await outbox.put(None)
 
@@ -142,7 +150,8 @@ class Lane:
         next_offset: int,
         outbox: "asyncio.Queue[Decided | None]",
     ) -> None:
-        events = decode_batch(records, taken.position.latest_arrival, self._parts.limits)
+        with self.watch.stage("decode"):
+            events = decode_batch(records, taken.position.latest_arrival, self._parts.limits)
         decisions = apply_batch(
             taken.connection,
             taken.position,
@@ -150,9 +159,11 @@ class Lane:
             taken.ground,
             taken.answered,
             self._say_waiting,
+            self.watch.stage,
         )
         async for decided in decisions:
             self._say("running")
+            self.watch.decided(decided, taken.position.latest_arrival)
             await outbox.put(decided)
 
     async def _answer(self, taken: TakenOver, outbox: "asyncio.Queue[Decided | None]") -> None:
@@ -178,11 +189,15 @@ class Lane:
                     await self._emit(taken, answers[:blocked], answers[blocked].offset)
                     answers = answers[blocked:]
                     waits = backoff(first=0.01, cap=0.5)
+                self.watch.alive()
                 await asyncio.sleep(next(waits))
         await self._emit(taken, answers, next_offset)
 
     async def _emit(self, taken: TakenOver, answers: list[Answer], next_offset: int) -> None:
-        with self._said_if_slow("Kafka hasn't taken the answers yet"):
+        with (
+            self._said_if_slow("Kafka hasn't taken the answers yet"),
+            self.watch.emitting(answers, next_offset),
+        ):
             await taken.emitter.emit(answers, next_offset)
         taken.answered = next_offset
 
@@ -206,17 +221,21 @@ class Lane:
             slow.cancel()
 
     def _say_waiting(self, why: str) -> None:
-        self._say("waiting", why)
+        self._say("waiting", why, _WHERE_IT_WAITS)
 
-    def _say(self, state: LaneState, why: str = "", **facts: object) -> None:
+    def _say(self, state: LaneState, why: str = "", do: str = "", **facts: object) -> None:
         """One log event a change of state."""
         self.state = state
+        self.watch.said(state, why, do)
         if (said := f"{state} {why}") != self._said:
             self._said = said
             self._parts.states.say(self.tp, state, why)
             level = {"waiting": "warning", "stopped": "error"}.get(state, "info")
             getattr(self._log, level)(
-                f"lane {state.replace('_', ' ')}", **({"why": why} if why else {}), **facts
+                f"lane {state.replace('_', ' ')}",
+                **({"why": why} if why else {}),
+                **({"do": do} if do else {}),
+                **facts,
             )
 
 

@@ -13,6 +13,7 @@ from worker.decode import decode
 from worker.plan import Ground, TooMuchAtOnce
 from worker.record import DecodeLimits, Record, Rejection, Update
 from worker.retry import backoff, judge_postgres
+from worker.stages import Watching, unwatched
 
 
 @dataclass(slots=True)
@@ -21,6 +22,10 @@ class Decided:
 
     answers: Sequence[Answer]
     next_offset: int
+    applied: int
+    duplicates: int
+    rejected: Sequence[str]
+    """Their codes."""
 
 
 def decode_batch(
@@ -43,6 +48,7 @@ async def apply_batch(
     ground: Ground,
     answered: int,
     waiting: Callable[[str], None],
+    stage: Watching = unwatched,
 ) -> AsyncIterator[Decided]:
     """Decide a batch, in as many transactions as it takes, in log order. `waiting` hears what it waits for.
 
@@ -55,7 +61,8 @@ async def apply_batch(
     while todo:
         batch = todo.pop()
         try:
-            plan = await apply(connection, position, batch, ground, answered)
+            with stage("apply"):
+                plan = await apply(connection, position, batch, ground, answered, stage)
         except AheadOfClock as ahead:
             admitted = [event for event in batch.events if event.arrival <= ahead.latest]
             first = batch.events[len(admitted)]
@@ -79,7 +86,8 @@ async def apply_batch(
                     raise
         else:
             reached("between_commits")
-            yield Decided(plan.answers, batch.next_offset)
+            codes = [row.code for row in plan.rejected]
+            yield Decided(plan.answers, batch.next_offset, len(plan.applied), plan.duplicates, codes)
 
 
 def _in_pieces(batch: Batch, size: int) -> list[Batch]:

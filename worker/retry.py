@@ -14,6 +14,20 @@ from worker.errors import DependencyAway, Superseded, WorkerError
 Verdict = Literal["refused", "again", "anew"]
 
 _ABOUT_DATA = ("22", "23", "54")  # data exception, integrity constraint violation, program limit exceeded
+_KAFKA_AWAY = (
+    "nothing, where it is short: it goes on by itself. Else see that the brokers (KAFKA_BOOTSTRAP_SERVERS) are up, reachable"
+    " from here, and let this worker read, write and commit"
+)
+_ANY_POSTGRES_AWAY = (
+    "nothing, where it is short: it goes on by itself. Else see that the database (DATABASE_URL) is up, and reachable"
+    " from here"
+)
+_POSTGRES_AWAY = {  # SQLSTATE class
+    "28": "see that user and password in DATABASE_URL are right, and that pg_hba.conf lets this worker in",
+    "42": "see that the user in DATABASE_URL may use schema measurement_updates and update cell_measurements, and that"
+    " `measurement-updates migrate` has been run on this database",
+    "53": "give the database what it lacks: disk, memory, or connections (one for each partition, and two a worker)",
+}
 _ROLLED_BACK = ("40", "55")  # deadlock and serialization; lock not available
 
 
@@ -41,12 +55,30 @@ def as_worker_error(error: BaseException) -> WorkerError | None:
     if isinstance(error, ProducerFenced):
         return Superseded("Kafka has fenced this producer: another worker has taken the partition over")
     if isinstance(error, KafkaError):
-        return DependencyAway(f"Kafka: {type(error).__name__}: {error}")
+        return DependencyAway(f"Kafka: {type(error).__name__}: {error}", do=_KAFKA_AWAY)
     if isinstance(error, POSTGRES_ERRORS):
-        return DependencyAway(f"Postgres: {describe(error)}")
+        state = getattr(error, "sqlstate", None) or ""
+        return DependencyAway(
+            f"Postgres: {describe(error)}", do=_POSTGRES_AWAY.get(state[:2], _ANY_POSTGRES_AWAY)
+        )
     if isinstance(error, OSError | TimeoutError | asyncio.IncompleteReadError):
         return DependencyAway(f"no answer in time or connection lost: {describe(error)}")
     return None
+
+
+def cause_of(error: BaseException) -> str:
+    """What kind of error it is, in one of a bounded number of words: a SQLSTATE class, a library's class of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, asyncpg.PostgresError) and error.sqlstate:
+        return f"postgres {error.sqlstate[:2]}"
+    if isinstance(error, POSTGRES_ERRORS):
+        return "postgres session"
+    if isinstance(error, KafkaError):
+        return f"kafka {type(error).__name__}"
+    if isinstance(error, OSError | TimeoutError | asyncio.IncompleteReadError):
+        return "connection"
+    return type(error).__name__
 
 
 def backoff(first: float = 0.1, cap: float = 5.0) -> Iterator[float]:

@@ -59,7 +59,21 @@ def _dsn(value: SecretStr) -> SecretStr:
     return value
 
 
+def _http(value: str) -> str:
+    http_address(value)
+    return value
+
+
+def http_address(value: str) -> tuple[str, int]:
+    """`0.0.0.0:8080`, `[::1]:8080` → host and port. Raises ValueError."""
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s\[\]/:]+):([0-9]{1,5})", value.strip())
+    if not found or int(found[2]) > 65_535:
+        raise ValueError("expected host:port: 0.0.0.0:8080, 127.0.0.1:8080 or [::]:8080")
+    return found[1].strip("[]"), int(found[2])
+
+
 Servers = Annotated[str, AfterValidator(_servers)]
+HttpAddress = Annotated[str, AfterValidator(_http)]
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
 TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 
@@ -121,6 +135,11 @@ class Settings(BaseSettings):
         8 * 1024**2,
         ge=1024,
         description="at most this many bytes of values in one transaction (one record at least)",
+    )
+    worker_http: HttpAddress | None = Field(
+        None,
+        description="host:port of /health/live, /health/ready, /metrics and /asyncapi (port 0: any free one, its log"
+        " says which); without it nothing is served",
     )
     worker_log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"

@@ -36,7 +36,9 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self.consumer: LogConsumer | None = None
-        self._draining = False
+        self.draining = False
+        self.assigned = False
+        """The group has said which partitions are ours, if any; not while it makes up its mind anew."""
 
     def use(self, consumer: LogConsumer) -> None:
         self.consumer = consumer
@@ -52,21 +54,24 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """What is in flight is dropped: the next owner finds it decided, or not, and goes on from there."""
+        self.assigned = False
         for tp in list(self._lanes):
             self._drop(tp)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         for tp in list(self._lanes):
             self._drop(tp)
+        self.assigned = True
         if not assigned:
             log.warning(
-                "no partition is assigned to this worker: more workers than partitions, or the topic is gone"
+                "no partition is assigned to this worker: more workers than partitions, or the topic is gone",
+                do="nothing, where it is a spare one. Else see with `measurement-updates topics` that the topic is there",
             )
         for tp in assigned:
             # paused until its lane has taken it over
             assert self.consumer is not None
             self.consumer.pause(tp)
-            if self._draining:
+            if self.draining:
                 continue
             lane = self._lanes[tp] = self._build(tp)
             task = self._tasks[tp] = asyncio.create_task(lane.run(), name=f"lane {tp.topic}/{tp.partition}")
@@ -79,7 +84,7 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
 
     async def drain(self, timeout: float) -> bool:
         """Let every lane finish what it has begun. False where some couldn't in time: those are cut off."""
-        self._draining = True
+        self.draining = True
         for tp, lane in self._lanes.items():
             if not lane.drain():
                 self._tasks[tp].cancel()

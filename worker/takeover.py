@@ -15,6 +15,7 @@ from worker.emit import Emitter
 from worker.errors import Fatal, LaneStopped, Superseded
 from worker.input_log import InputLog
 from worker.lane_states import LaneStates
+from worker.lane_watch import LaneWatch
 from worker.plan import Ground
 from worker.predecessors import Predecessors
 from worker.record import DecodeLimits
@@ -36,6 +37,7 @@ class LaneParts:
     input_log: InputLog
     pool: "asyncpg.Pool[asyncpg.Record]"
     states: LaneStates
+    watch: LaneWatch
 
 
 @dataclass(slots=True)

@@ -27,8 +27,17 @@ def configure_logs(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name, _of_a_library],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
     logging.basicConfig(handlers=[handler], level=max(numeric, logging.WARNING), force=True)
+
+
+def _of_a_library(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What aiokafka or asyncio says of its trouble is no news of the worker's, and nothing to act on by itself."""
+    if not str(event.get("logger", "")).startswith("worker."):
+        event["do"] = (
+            "nothing by itself: what it means for the work, the worker's own events say (worker …, lane …)"
+        )
+    return event

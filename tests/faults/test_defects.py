@@ -183,7 +183,7 @@ async def test_a_session_that_is_never_given_back_does_not_keep_a_failed_worker_
 ) -> None:
     """There is no SIGTERM then, and so no last resort."""
 
-    async def keep_a_session(pool: "asyncpg.Pool[asyncpg.Record]", _: object) -> None:
+    async def keep_a_session(pool: "asyncpg.Pool[asyncpg.Record]", *_: object) -> None:
         connection = await pool.acquire()
         await connection.execute("SELECT 1")
 

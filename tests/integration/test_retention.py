@@ -21,6 +21,11 @@ async def lane(lab: System, partition: int, *, answered: int, latest_arrival: in
     )
 
 
+async def no_ends() -> dict[int, int]:
+    """Kafka doesn't know the topic: then no lane counts as having read it to its end."""
+    return {}
+
+
 async def test_old_updates_go_unless_they_are_unanswered_or_open(lab: System) -> None:
     first = await lane(lab, 0, answered=3000, latest_arrival=1_000_000)
     await lane(lab, 1, answered=0, latest_arrival=900_000)  # the slowest lane: the horizon is 800,000
@@ -54,8 +59,11 @@ async def test_old_updates_go_unless_they_are_unanswered_or_open(lab: System) ->
         }
     )
     async with asyncpg.create_pool(lab.settings.dsn, min_size=1, max_size=1) as pool:
-        assert await remove_expired(pool, settings) == 2502
-        assert await remove_expired(pool, settings) == 0
+        assert await remove_expired(pool, settings, no_ends) == {
+            "applied_updates": 2500,
+            "rejected_updates": 2,
+        }
+        assert not any((await remove_expired(pool, settings, no_ends)).values())
     left = await lab.database.fetch(
         "SELECT log_offset FROM measurement_updates.applied_updates ORDER BY log_offset"
     )

@@ -148,9 +148,26 @@ SELECT partition, cluster, consumer_group FROM measurement_updates.lanes
 WHERE topic = $1 AND retired_at IS NULL AND (cluster <> $2 OR consumer_group <> $3)
 ORDER BY partition;
 
--- name: retention_horizon
--- What arrived before this many ms is past its time. $1 retention in ms
-SELECT min(latest_arrival) - $1 FROM measurement_updates.lanes WHERE retired_at IS NULL;
+-- name: open_rejections
+-- For metrics: who wants more than a hundred thousand of them counted is told "at least so many".
+SELECT code, count(*) AS count
+FROM (SELECT code FROM measurement_updates.rejected_updates WHERE state = 'open' LIMIT 100000) AS open
+GROUP BY code;
+
+-- name: unfinished_replays
+-- For metrics; the table is there once its migration is. to_jsonb: it is another version's to say which columns it has.
+SELECT run ->> 'state' AS state, count(*) AS runs,
+       coalesce(sum((run ->> 'read')::bigint), 0) AS read,
+       coalesce(sum((run ->> 'selected')::bigint), 0) AS selected,
+       coalesce(sum((run ->> 'published')::bigint), 0) AS published
+FROM (SELECT to_jsonb(replays) AS run FROM measurement_updates.replays) AS runs
+WHERE run ->> 'state' IN ('running', 'published')
+GROUP BY run ->> 'state';
+
+-- name: applied_lanes
+-- What retention counts time by. $1 topic
+SELECT partition, next_to_apply, latest_arrival, topic = $1 AS is_ours
+FROM measurement_updates.lanes WHERE retired_at IS NULL;
 
 -- name: answered_lanes
 SELECT lane, next_to_answer FROM measurement_updates.lanes ORDER BY lane;
