@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import logging
 import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -190,6 +191,8 @@ async def _go_on(ground: Ground, id: str, wait: bool, says: Says) -> Run:
 
 def _carry_out(settings: Settings, act: _Act, json: bool) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # a producer that has failed is thrown away with what it had in flight: the error that is told says why
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     held = _Held()
     go_on = ""
     try:

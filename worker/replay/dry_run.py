@@ -11,7 +11,7 @@ from aiokafka import TopicPartition
 from worker.database import Connection, close, connect
 from worker.decode import decode
 from worker.emit import partition_of
-from worker.measurement import PATCHABLE, Measurement, measurement_of
+from worker.measurement import PATCHABLE, Measurement, measurement_of, read_json, same_json
 from worker.plan import Ground as PlanGround
 from worker.plan import KnownIdentity, plan
 from worker.record import DecodeLimits, Rejection, Update
@@ -246,12 +246,19 @@ class _Judge:
             fields = {
                 name: (before[name], measurement.fields[name])
                 for name in PATCHABLE
-                if before[name] != measurement.fields[name]
+                if not _same(before[name], measurement.fields[name])
             }
             if fields:
                 self.forecast.rows += 1
                 if len(self.forecast.changes) < self._examples:
                     self.forecast.changes.append(Change(id, (revision, measurement.revision), fields))
+
+
+def _same(before: bytes | None, after: bytes | None) -> bool:
+    """As JSON values: a field that was changed there and back is another text."""
+    if before is None or after is None:
+        return before == after
+    return before == after or same_json(before, read_json(after))
 
 
 def _leaves_alone(update: Update, measurement: Measurement) -> bool:

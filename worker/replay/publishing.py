@@ -26,7 +26,7 @@ from worker.errors import Superseded
 from worker.replay.runs import Written
 from worker.replay.selection import Again
 
-_TIMEOUT = 10.0
+_TIMEOUT = 10
 """Seconds for each step. aiokafka itself waits for ever for a coordinator or a leader that is away."""
 _TRANSACTION_TIMEOUT_MS = 20_000
 """Of a process that was killed: so long, and up to 10 s more, workers don't see what comes after."""
