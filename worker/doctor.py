@@ -107,6 +107,9 @@ async def _lane_checks(
     try:
         async with bounded(settings):
             await consumer.start()
+        await asyncio.sleep(
+            0
+        )  # aiokafka's tasks must have begun before they can be ended, should nothing be asked
         log = InputLog(consumer, settings.bootstrap_servers, settings.worker_group)
         for row in rows:
             check = await _lane_check(row, kafka, log, settings)

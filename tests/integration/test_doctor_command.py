@@ -102,19 +102,19 @@ async def test_the_brokers_clock_is_measured_by_a_record_that_comes_in_meanwhile
 
 @asynccontextmanager
 async def updates_coming_in(lab: System) -> AsyncIterator[None]:
+    enough = asyncio.Event()
+
     async def publish() -> None:
-        number = 0
-        while True:
-            number += 1
-            await lab.publish("m-0", {"notes": f"{number}"}, partition=0)
-            await asyncio.sleep(0.1)
+        while not enough.is_set():
+            await lab.publish("m-0", {"notes": "x"}, partition=0)
+            await asyncio.wait([asyncio.ensure_future(enough.wait())], timeout=0.1)
 
     publishing = asyncio.create_task(publish())
     try:
         yield
     finally:
-        publishing.cancel()
-        await asyncio.wait([publishing])
+        enough.set()
+        await publishing
 
 
 async def test_topics_that_are_not_as_they_should_be_are_found(lab: System) -> None:

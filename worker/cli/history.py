@@ -13,7 +13,7 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from worker.cli.terminal import err, fail, out
+from worker.cli.terminal import err, fail, stream
 from worker.cli.watch import printable
 from worker.differences import Difference, NotThere
 from worker.history import Applied, Begins, Elsewhere, Entry, Link, first_values, measurement_history
@@ -91,7 +91,7 @@ def _moment(at: str) -> int | datetime:
 async def _show_entries(dsn: str, measurement: str, limit: int | None, everything: bool, json: bool) -> None:
     async with measurement_history(dsn, measurement) as found:
         if not json:
-            out.print(f"{printable(measurement)}, at revision {found.measurement.revision}", markup=False)
+            stream.print(f"{printable(measurement)}, at revision {found.measurement.revision}", markup=False)
         async with aclosing(found.entries(limit, everything)) as entries:
             async for entry in entries:
                 if json:
@@ -99,7 +99,7 @@ async def _show_entries(dsn: str, measurement: str, limit: int | None, everythin
                 else:
                     _show(entry)
         if not json and found.present is None:
-            out.print(
+            stream.print(
                 "[yellow]as it is now it can't be expressed in the response model[/yellow]: something else has written it"
                 " so; what changed since its last answer isn't shown",
                 soft_wrap=False,
@@ -138,20 +138,22 @@ def _left_by(model: ModelAt) -> str:
 def _show(entry: Entry) -> None:
     match entry:
         case Begins():
-            out.print(f"({_BEGINS[entry.why]})", style="dim", markup=False)
+            stream.print(f"({_BEGINS[entry.why]})", style="dim", markup=False)
         case Elsewhere():
-            out.print(_elsewhere(entry), soft_wrap=False)
+            stream.print(_elsewhere(entry), soft_wrap=False)
             _show_differences(entry.differences)
         case Applied():
             link = entry.link
             line = Text.assemble((f"r{link.revision}", "bold"), "  ", _time(link.arrival), "  ")
             line.append(", ".join(link.changed) or "nothing changed", "green" if link.changed else "dim")
-            out.print(line, soft_wrap=False)
+            stream.print(line, soft_wrap=False)
             place = f"{link.topic}/{link.partition}/{link.offset}"
-            out.print(Padding(Text(f"{_named(link)}  {place}", style="dim"), (0, 0, 0, 4)), soft_wrap=False)
+            stream.print(
+                Padding(Text(f"{_named(link)}  {place}", style="dim"), (0, 0, 0, 4)), soft_wrap=False
+            )
             if link.traceparent is not None:
                 trace = Text(f"traceparent {printable(link.traceparent)}", style="dim")
-                out.print(Padding(trace, (0, 0, 0, 4)), soft_wrap=False)
+                stream.print(Padding(trace, (0, 0, 0, 4)), soft_wrap=False)
             _show_differences(first_values(link) if entry.differences is None else entry.differences)
 
 
@@ -180,9 +182,9 @@ def _show_differences(found: Any) -> None:
             " → ",
             (_value(one.after), "green"),
         )
-        out.print(Padding(line, (0, 0, 0, 4)), soft_wrap=False)
+        stream.print(Padding(line, (0, 0, 0, 4)), soft_wrap=False)
     if len(found) > _MOST_DIFFERENCES:
-        out.print(f"    … and {len(found) - _MOST_DIFFERENCES} more (--json has all)", style="dim")
+        stream.print(f"    … and {len(found) - _MOST_DIFFERENCES} more (--json has all)", style="dim")
 
 
 def _value(value: Any) -> str:

@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from worker.cli.terminal import fail, out
+from worker.cli.terminal import fail, stream
 from worker.cli.watch import printable
 from worker.kafka_state import KafkaState
 from worker.kafka_state import as_json as kafka_as_json
@@ -85,7 +85,7 @@ def status(
     if json:
         print(orjson.dumps(as_json(found)).decode())
     else:
-        out.print(_screen(found), soft_wrap=False)
+        stream.print(_screen(found), soft_wrap=False)
     if found.attention:
         raise typer.Exit(1)
 
@@ -100,8 +100,8 @@ def _seconds(every: str) -> float:
 
 async def _watch(look: StatusLook, seconds: float, json: bool) -> None:
     """Until interrupted."""
-    if out.is_terminal and not json:
-        with Live(console=out, auto_refresh=False, screen=True) as live:
+    if stream.is_terminal and not json:
+        with Live(console=stream, auto_refresh=False, screen=True) as live:
             while True:
                 live.update(_screen(await look.take()), refresh=True)
                 await asyncio.sleep(seconds)
@@ -111,8 +111,8 @@ async def _watch(look: StatusLook, seconds: float, json: bool) -> None:
             sys.stdout.write(orjson.dumps(as_json(found)).decode() + "\n")
             sys.stdout.flush()
         else:
-            out.print(_screen(found), soft_wrap=False)
-            out.print()
+            stream.print(_screen(found), soft_wrap=False)
+            stream.print()
         await asyncio.sleep(seconds)
 
 
