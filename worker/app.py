@@ -41,7 +41,9 @@ _AFTER_A_DEFECT = "start it again (nothing is lost: what was in flight is decide
 _TOPIC_AS_IT_SHOULD_BE = (
     "alter the topic's setting (kafka-configs.sh --alter --add-config …): the worker goes on meanwhile"
 )
-_TOPIC_AS_IT_MUST_BE = "make what is missing with `measurement-updates topics`, alter what differs with kafka-configs.sh, and start again"
+_TOPIC_AS_IT_MUST_BE = (
+    "make what is missing with `measurement-updates topics`, alter what differs, start again"
+)
 
 log = structlog.get_logger()
 Found = TypeVar("Found")
