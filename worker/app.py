@@ -42,6 +42,9 @@ _AFTER_A_DEFECT = "start it again (nothing is lost: what was in flight is decide
 _TOPIC_AS_IT_SHOULD_BE = (
     "alter the topic's setting (kafka-configs.sh --alter --add-config …): the worker goes on meanwhile"
 )
+_TOPIC_AS_IT_MUST_BE = (
+    "make what is missing with `measurement-updates topics`, alter what differs, start again"
+)
 
 log = structlog.get_logger()
 Found = TypeVar("Found")
@@ -75,9 +78,9 @@ class Worker:
             async with serving(self._settings, self._observer, self._metrics, self._ended):
                 await self._run()
         except Exception as error:
-            ours = isinstance(error, WorkerError)
-            why = str(error) if ours else f"{type(error).__name__}: {error}"
-            log.error("worker fails", why=why, **({} if ours else {"do": _AFTER_A_DEFECT}))
+            why = str(error) if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"
+            do = error.do if isinstance(error, WorkerError) else _AFTER_A_DEFECT
+            log.error("worker fails", why=why, **({"do": do} if do else {}))
             raise
 
     async def _run(self) -> None:
@@ -186,7 +189,7 @@ class Worker:
         cluster, topics = await check_topics(settings)
         faults = [f"topic {topic.name}: {fault}" for topic in topics for fault in topic.faults]
         if faults:
-            raise Fatal("\n".join(faults))
+            raise Fatal("\n".join(faults), do=_TOPIC_AS_IT_MUST_BE)
         for topic in topics:
             for warning in topic.warnings:
                 log.warning(

@@ -24,6 +24,17 @@ COMMAND_TIMEOUT = 15.0
 """Seconds for a statement of the worker: more than it waits for a lock. A connection that has died without a word is noticed
 by nothing else, where something in between keeps it open."""
 
+_ANY_POSTGRES_AWAY = (
+    "nothing, where it is short: it goes on by itself. Else see that the database (DATABASE_URL) is up, and reachable"
+    " from here"
+)
+_POSTGRES_AWAY = {  # SQLSTATE class
+    "28": "see that user and password in DATABASE_URL are right, and that pg_hba.conf lets this worker in",
+    "42": "see that the user in DATABASE_URL may use schema measurement_updates and update cell_measurements, and that"
+    " `measurement-updates migrate` has been run on this database",
+    "53": "give the database what it lacks: disk, memory, or connections (one for each partition, and two a worker)",
+}
+
 
 async def connect(dsn: str, *, application: str, timeout: float = 10) -> Connection:
     """A session for commands. Raises DependencyAway where the database can't be reached or refuses for now."""
@@ -34,7 +45,7 @@ async def connect(dsn: str, *, application: str, timeout: float = 10) -> Connect
     except ValueError as error:  # the DSN's form
         raise Fatal(f"DATABASE_URL: expected postgresql://user:password@host:port/name: {error}") from error
     except (OSError, TimeoutError, *POSTGRES_ERRORS) as error:
-        raise DependencyAway(f"Postgres can't be reached: {describe(error)}") from error
+        raise DependencyAway(f"Postgres can't be reached: {describe(error)}", do=what_to_do(error)) from error
 
 
 async def connect_lane(dsn: str, *, application: str, timeout: float = 10) -> Connection:
@@ -106,6 +117,12 @@ def describe(error: BaseException) -> str:
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate:
         return f"{str(error).splitlines()[0] if str(error) else type(error).__name__} (SQLSTATE {error.sqlstate})"
     return str(error) or type(error).__name__
+
+
+def what_to_do(error: BaseException) -> str:
+    """What an operator does about a database that doesn't answer as it should."""
+    sqlstate = getattr(error, "sqlstate", None) or ""
+    return _POSTGRES_AWAY.get(sqlstate[:2], _ANY_POSTGRES_AWAY)
 
 
 async def schema_is_current(connection: Connection) -> bool:

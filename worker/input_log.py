@@ -40,7 +40,9 @@ class InputLog:
         """Partition → the offset after its last stable record, of all that there are; none where the topic is gone.
 
         Raises KafkaError, TimeoutError."""
-        partitions = self._consumer.partitions_for_topic(topic) or ()
+        partitions = self._consumer.partitions_for_topic(topic)
+        if not partitions:
+            return {}
         async with asyncio.timeout(_TIMEOUT):
             ends = await self._consumer.end_offsets([TopicPartition(topic, number) for number in partitions])
         return {tp.partition: end for tp, end in ends.items()}

@@ -8,7 +8,7 @@ from typing import Literal
 import asyncpg
 from aiokafka.errors import KafkaError, ProducerFenced
 
-from worker.database import POSTGRES_ERRORS, describe
+from worker.database import POSTGRES_ERRORS, describe, what_to_do
 from worker.errors import DependencyAway, Superseded, WorkerError
 
 Verdict = Literal["refused", "again", "anew"]
@@ -18,16 +18,6 @@ _KAFKA_AWAY = (
     "nothing, where it is short: it goes on by itself. Else see that the brokers (KAFKA_BOOTSTRAP_SERVERS) are up, reachable"
     " from here, and let this worker read, write and commit"
 )
-_ANY_POSTGRES_AWAY = (
-    "nothing, where it is short: it goes on by itself. Else see that the database (DATABASE_URL) is up, and reachable"
-    " from here"
-)
-_POSTGRES_AWAY = {  # SQLSTATE class
-    "28": "see that user and password in DATABASE_URL are right, and that pg_hba.conf lets this worker in",
-    "42": "see that the user in DATABASE_URL may use schema measurement_updates and update cell_measurements, and that"
-    " `measurement-updates migrate` has been run on this database",
-    "53": "give the database what it lacks: disk, memory, or connections (one for each partition, and two a worker)",
-}
 _ROLLED_BACK = ("40", "55")  # deadlock and serialization; lock not available
 
 
@@ -57,10 +47,7 @@ def as_worker_error(error: BaseException) -> WorkerError | None:
     if isinstance(error, KafkaError):
         return DependencyAway(f"Kafka: {type(error).__name__}: {error}", do=_KAFKA_AWAY)
     if isinstance(error, POSTGRES_ERRORS):
-        state = getattr(error, "sqlstate", None) or ""
-        return DependencyAway(
-            f"Postgres: {describe(error)}", do=_POSTGRES_AWAY.get(state[:2], _ANY_POSTGRES_AWAY)
-        )
+        return DependencyAway(f"Postgres: {describe(error)}", do=what_to_do(error))
     if isinstance(error, OSError | TimeoutError | asyncio.IncompleteReadError):
         return DependencyAway(f"no answer in time or connection lost: {describe(error)}")
     return None

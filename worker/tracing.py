@@ -5,7 +5,7 @@ the Kafka transactions that send its answers are children of it. A record's `tra
 a subscriber's span belongs to the producer's trace, and its producer's span leads to ours.
 
 On where the environment names somewhere to send to, by OpenTelemetry's own variables: OTEL_TRACES_EXPORTER=otlp, or an
-OTEL_EXPORTER_OTLP_ENDPOINT. Otherwise nothing of it is even imported. Names: semantic conventions for messaging and
+OTEL_EXPORTER_OTLP_ENDPOINT. Otherwise its SDK isn't even imported. Names: semantic conventions for messaging and
 database client spans.
 """
 
