@@ -16,13 +16,11 @@ _LONGEST_VALUE = 60
 
 def show_run(run: Run) -> None:
     """How far it is, what became of its records, and what to do next."""
-    counts, options = (
-        run.counts,
-        " ".join(f"{name}={value}" for name, value in run.selection.as_json().items()),
-    )
+    counts, given = run.counts, run.selection.as_json()
+    options = " ".join(f"--{'from' if name == 'begin' else name} {value}" for name, value in given.items())
     out.print(f"replay {run.id}: {run.state}{_ended_by(run)}", markup=False)
     out.print(f"  by {run.started_by}: {printable(run.why)}", markup=False)
-    out.print(f"  {run.topic}, {printable(options)}{', reapply' if run.reapply else ''}", markup=False)
+    out.print(f"  {run.topic} {printable(options)}{' --reapply' if run.reapply else ''}", markup=False)
     rows = [("read", counts.read, "records of the range"), ("published again", counts.published, "")]
     if counts.unpublishable:
         rows.append(("not published", counts.unpublishable, "can't be, byte for byte (see the warnings)"))
@@ -87,10 +85,10 @@ def show_runs(found: Sequence[Run]) -> None:
 
 def show_forecast(forecast: Forecast) -> None:
     """Counts, examples, and the rows that would change, as a diff."""
-    out.print(
-        f"nothing was published; of {forecast.read:,} records, {forecast.selected:,} would be, and as the database is now:"
-    )
+    out.print("nothing was published; this would happen, as the database is now:")
     rows = [
+        ("read", forecast.read, "records of the range"),
+        ("published", forecast.selected - forecast.unpublishable, "again"),
         ("applied", forecast.applied, "anew"),
         ("late", forecast.late, "of these: leave alone what something newer has written"),
         ("unchanged", forecast.unchanged, "of these: change nothing, and are answered"),
