@@ -217,7 +217,7 @@ async def test_on_a_terminal_it_is_shown_again_and_again(lab: System) -> None:
     try:
 
         async def is_refreshed() -> bool:
-            return shown.count(b"all is well") >= 2
+            return shown.count(b"nothing needs attention") >= 2
 
         await until(is_refreshed, lambda: f"two screens are shown: {bytes(shown)!r}", timeout=60)
         process.send_signal(signal.SIGINT)

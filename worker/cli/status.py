@@ -128,8 +128,10 @@ def _screen(status: Status) -> RenderableType:
         parts += [
             Padding(Text(f"- {printable(' '.join(line.split()))}"), (0, 0, 0, 2)) for line in status.attention
         ]
-    else:
+    elif all(partition.state == "running" for partition in status.partitions):
         parts.append(Text("all is well", style="green"))
+    else:
+        parts.append(Text("nothing needs attention yet", style="green"))
     return Group(*parts)
 
 
@@ -148,7 +150,8 @@ def _servers(status: Status) -> list[Text]:
                 f"Kafka {kafka.version}, {kafka.latency_ms:.1f} ms, {brokers}; topics (partitions): {topics}"
             )
         )
-        lines.append(Text(f"group {status.group}: {kafka.group_state}, {kafka.members} member(s)"))
+        state = "nobody has joined it yet" if kafka.group_state == "Dead" else kafka.group_state
+        lines.append(Text(f"group {status.group}: {state}, {kafka.members} member(s)"))
     else:
         lines.append(Text("Kafka is away", style="red"))
     return lines
@@ -178,7 +181,9 @@ def _table(status: Status) -> Table:
 def _words(partition: PartitionStatus) -> list[RenderableType]:
     name = f"partition {partition.partition}"
     lines = []
-    if partition.waits_for:
+    if partition.state == "stopped":  # why stands below: it needs attention
+        lines.append(f"{name} stopped since {_time(partition.since)}")
+    elif partition.waits_for:
         lines.append(f"{name} {partition.state} since {_time(partition.since)}: {partition.waits_for}")
     elif partition.last_error:
         lines.append(f"{name} last waited at {_time(partition.last_error_at)}: {partition.last_error}")
