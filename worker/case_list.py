@@ -217,6 +217,7 @@ _OWN = re.compile(
 
 def common(message: str) -> str:
     """A message without what is the event's own: ids, numbers and what was found are `…`."""
+    message = message.replace(" in one place: ", " in 1 places, the first: ", 1)
     return _OWN.sub(lambda own: f"{own['kept'] or ''}…", message)
 
 

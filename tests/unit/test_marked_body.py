@@ -132,6 +132,7 @@ def test_messages_of_one_kind_are_the_same_without_what_is_the_events_own() -> N
     assert common(first) == common(
         schema.format("in 12 places, the first", "test_setup.channel_number", "[1, 'x']")
     )
+    assert common(first) == common(schema.format("in one place", "test_setup.channel_number", "1.5"))
     assert "at most 64 bits" in common(first)
     assert common(first) != common(schema.format("in 3 places, the first", "test_setup.lab", '"25"'))
     assert "SQLSTATE 23514" in common("The database refuses this event's data: check (SQLSTATE 23514).")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from rich.padding import Padding
 from rich.text import Text
 
 from worker.cli.rejected_options import short_id
@@ -51,12 +52,13 @@ class Summary:
         elif self.dry_run:
             self._say_refused()
             again = sum(self.foreseen.values())
-            but = f"; {again:,} of them would be rejected again for their form" if again else ""
-            out.print(f"{len(self.items) - len(self.refused):,} would be requeued, nothing was sent{but}")
+            out.print(f"{len(self.items) - len(self.refused):,} would be requeued, nothing was sent")
+            if again:
+                out.print(f"{again:,} of them would be rejected again for their form", style="yellow")
         else:
             if len(self.sent) <= LISTED:
                 for item in self.sent:
-                    out.print(self._line(item))
+                    self._say_item(item)
             self._say_refused()
             self._say_counts()
 
@@ -86,8 +88,15 @@ class Summary:
         if len(self.refused) > LISTED:
             err.print(f"… and {len(self.refused) - LISTED:,} more that weren't sent")
 
+    def _say_item(self, item: Requeued) -> None:
+        out.print(self._line(item))
+        if item.fate is not None and item.fate.message:
+            message = Text(printable(item.fate.message), style="dim")
+            out.print(Padding(message, (0, 0, 0, 4), expand=False), soft_wrap=False)
+
     def _line(self, item: Requeued) -> Text:
-        line = Text.assemble((short_id(item.case, self.settings), "bold"), f"  sent as {item.place}")
+        place = item.place.removeprefix(f"{self.settings.worker_updates_topic}/")
+        line = Text.assemble((short_id(item.case, self.settings), "bold"), f"  sent as {place}")
         fate = item.fate
         if fate is None:
             return line
@@ -96,8 +105,7 @@ class Summary:
             return line.append("  applied", "green").append(f", revision {fate.revision}, {changed}")
         if fate.outcome == "duplicate":
             return line.append("  duplicate").append(" of an event that was applied", "dim")
-        line.append(f"  rejected again: {fate.outcome}", "red")
-        return line.append(f"\n    {printable(fate.message)}")
+        return line.append(f"  rejected again: {fate.outcome}", "red")
 
     def as_json(self) -> dict[str, Any]:
         fates = self.fates
@@ -117,7 +125,7 @@ class Summary:
 
 
 def _count(name: str, count: int, note: str = "", style: str = "") -> None:
-    out.print(Text.assemble((f"{name:<22}{count:>9,}", style), (f"  {note}" if note else "", "dim")))
+    out.print(Text.assemble((f"{name:<28}{count:>9,}", style), (f"  {note}" if note else "", "dim")))
 
 
 def _item_json(item: Requeued) -> dict[str, Any]:
