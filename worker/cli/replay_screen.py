@@ -16,8 +16,8 @@ _LONGEST_VALUE = 60
 
 def show_run(run: Run) -> None:
     """How far it is, what became of its records, and what to do next."""
-    counts, given = run.counts, run.selection.as_json()
-    options = " ".join(f"--{'from' if name == 'begin' else name} {value}" for name, value in given.items())
+    counts = run.counts
+    options = " ".join(f"--{name} {value}" for name, value in run.selection.as_json().items())
     out.print(f"replay {run.id}: {run.state}{_ended_by(run)}", markup=False)
     out.print(f"  by {run.started_by}: {printable(run.why)}", markup=False)
     out.print(f"  {run.topic} {printable(options)}{' --reapply' if run.reapply else ''}", markup=False)

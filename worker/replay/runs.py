@@ -215,7 +215,7 @@ def _run(row: Mapping[str, Any]) -> Run:
         id=row["id"],
         started_by=row["started_by"],
         why=row["why"],
-        selection=Selection(**orjson.loads(row["selection"])),
+        selection=Selection.of_json(orjson.loads(row["selection"])),
         reapply=row["reapply"],
         topic=row["topic"],
         ranges={int(partition): tuple(one) for partition, one in orjson.loads(row["ranges"]).items()},

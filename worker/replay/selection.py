@@ -70,8 +70,16 @@ class Selection:
         return (self.measurement, self.organization, self.source) != (None, None, None)
 
     def as_json(self) -> dict[str, Any]:
-        """Without what wasn't given."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """By the options' names, without what wasn't given."""
+        given = asdict(self)
+        return {
+            name: value for name, value in {"from": given.pop("begin"), **given}.items() if value is not None
+        }
+
+    @classmethod
+    def of_json(cls, options: Mapping[str, Any]) -> "Selection":
+        """What `as_json` has made."""
+        return cls(**{"begin" if name == "from" else name: value for name, value in options.items()})
 
 
 @dataclass(frozen=True, slots=True)
