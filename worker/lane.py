@@ -32,9 +32,13 @@ _MAX_UNANSWERED_BATCHES = 2
 _MAX_MERGED_BYTES = 8 * 1024**2
 _SLOW_SECONDS = 3.0
 """What takes longer than this is said: aiokafka retries by itself, for up to half a minute a step."""
-_WHERE_IT_WAITS = (
-    "nothing, where it is short: it goes on by itself. Else: a lock is held by a session that pg_blocking_pids() names;"
-    " another partition's lane by what its own log event says; Kafka by brokers that are away or out of replicas"
+_LOCKED = "nothing, where it is short. Else end the transaction that holds the lock: pg_blocking_pids() names its session"
+_ANOTHER_LANE = (
+    "nothing, where it is short. Else look at the other partition's lane: it waits, or has stopped"
+)
+_SLOW_KAFKA = (
+    "nothing, where it is short. Else see that the brokers are up, and that the answer topics and __transaction_state"
+    " have enough replicas in sync"
 )
 
 log = structlog.get_logger()
@@ -183,7 +187,9 @@ class Lane:
     async def _emit_in_order(self, taken: TakenOver, answers: list[Answer], next_offset: int) -> None:
         """Cut before an answer whose predecessor, through another partition, isn't out yet; wait; go on."""
         waits = backoff(first=0.01, cap=0.5)
-        with self._said_if_slow("the answer before it, through another partition, isn't out yet"):
+        with self._said_if_slow(
+            "the answer before it, through another partition, isn't out yet", _ANOTHER_LANE
+        ):
             while (blocked := await taken.predecessors.first_blocked(answers)) is not None:
                 if blocked > 0:
                     await self._emit(taken, answers[:blocked], answers[blocked].offset)
@@ -195,7 +201,7 @@ class Lane:
 
     async def _emit(self, taken: TakenOver, answers: list[Answer], next_offset: int) -> None:
         with (
-            self._said_if_slow("Kafka hasn't taken the answers yet"),
+            self._said_if_slow("Kafka hasn't taken the answers yet", _SLOW_KAFKA),
             self.watch.emitting(answers, next_offset),
         ):
             await taken.emitter.emit(answers, next_offset)
@@ -213,15 +219,15 @@ class Lane:
         )
 
     @contextmanager
-    def _said_if_slow(self, why: str) -> Iterator[None]:
-        slow = asyncio.get_running_loop().call_later(_SLOW_SECONDS, self._say_waiting, why)
+    def _said_if_slow(self, why: str, do: str) -> Iterator[None]:
+        slow = asyncio.get_running_loop().call_later(_SLOW_SECONDS, self._say, "waiting", why, do)
         try:
             yield
         finally:
             slow.cancel()
 
     def _say_waiting(self, why: str) -> None:
-        self._say("waiting", why, _WHERE_IT_WAITS)
+        self._say("waiting", why, _LOCKED)
 
     def _say(self, state: LaneState, why: str = "", do: str = "", **facts: object) -> None:
         """One log event a change of state."""

@@ -158,6 +158,10 @@ def _asyncapi(settings: Settings) -> dict[str, Any]:
         "updated": settings.worker_updated_topic,
         "rejected": settings.worker_rejected_topic,
     }
+    about = document["info"]
+    about["description"] = about["description"].replace(
+        "with the default names of its", "with the names of its"
+    )
     for channel, name in names.items():
         document["channels"][channel]["address"] = name
         document["channels"][channel]["bindings"]["kafka"]["topic"] = name

@@ -47,6 +47,7 @@ async def test_the_asyncapi_document_has_this_workers_topics(lab: System, log: L
             "updated": lab.settings.worker_updated_topic,
             "rejected": lab.settings.worker_rejected_topic,
         }
+        assert "default names" not in document["info"]["description"]
         assert (await ask(address, "/"))[1].decode().split() == [
             "/health/live",
             "/health/ready",

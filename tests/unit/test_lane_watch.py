@@ -70,6 +70,14 @@ def test_a_take_over_that_gives_no_sign_hangs_and_one_that_is_tried_again_does_n
     assert one.hangs()
 
 
+def test_after_trouble_taking_over_anew_is_work_even_where_nothing_was_left_to_do(one: Watched) -> None:
+    one.watch.taken_over(5, 5)
+    one.watch.retried(DependencyAway("Postgres is away"))
+    one.watch.said("waiting", "Postgres is away")
+    one.now = HUNG_SECONDS + 1
+    assert one.hangs()
+
+
 def test_what_is_fetched_and_not_answered_is_work(one: Watched) -> None:
     one.watch.taken_over(5, 5)
     one.watch.said("running")

@@ -151,7 +151,8 @@ ORDER BY partition;
 -- name: open_rejections
 -- For metrics: who wants more than a hundred thousand of them counted is told "at least so many".
 SELECT code, count(*) AS count
-FROM (SELECT code FROM measurement_updates.rejected_updates WHERE state = 'open' LIMIT 100000) AS open
+FROM (SELECT code FROM measurement_updates.rejected_updates
+      WHERE case_lane IS NULL AND state = 'open' LIMIT 100000) AS open
 GROUP BY code;
 
 -- name: unfinished_replays

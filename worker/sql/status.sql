@@ -38,7 +38,8 @@ SELECT clock_timestamp() AS now, current_setting('server_version') AS version;
 
 -- name: open_rejections
 -- Counted up to a limit: a log of nonsense may have millions. $1 the limit
-SELECT count(*) FROM (SELECT FROM measurement_updates.rejected_updates WHERE state = 'open' LIMIT $1) AS counted;
+SELECT count(*) FROM (
+    SELECT FROM measurement_updates.rejected_updates WHERE case_lane IS NULL AND state = 'open' LIMIT $1) AS counted;
 
 -- name: replays_are_known
 SELECT to_regclass('measurement_updates.replays') IS NOT NULL;
