@@ -607,7 +607,7 @@ async def damaged(lab: System, statement: str) -> AsyncIterator[None]:
     yield
     for table in tables:
         await lab.database.execute(
-            f"TRUNCATE {table}; INSERT INTO {table} TABLE kept_{table}; DROP TABLE kept_{table}"
+            f"TRUNCATE {table} CASCADE; INSERT INTO {table} TABLE kept_{table}; DROP TABLE kept_{table}"
         )
     await lab.database.execute("RESET measurement_updates.applying")
 
