@@ -42,7 +42,10 @@ def _ended_by(run: Run) -> str:
 
 def _outcome(run: Run) -> list[tuple[str, int, str]]:
     found = run.outcome
-    if found is None or not run.counts.published:
+    # of one that was killed the outcome may be ahead of what it has noted
+    if found is None or not (
+        run.counts.published or found["pending"] or found["applied"] or found["rejected"]
+    ):
         return []
     rows = [
         (

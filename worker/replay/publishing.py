@@ -11,8 +11,8 @@ The input's readers don't pass an open transaction: it is aborted whatever happe
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Literal
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, ProducerFenced
@@ -85,8 +85,9 @@ class ReplayProducer:
         except AssertionError as error:
             # aiokafka's transaction state after an error that it has reported before
             raise KafkaError(f"the producer's transaction is broken: {error!r}") from error
-        except Exception:
-            await self._abort()
+        except Exception as error:
+            if await self._abort() == "fenced":
+                raise _fenced() from error
             raise
 
     async def _transaction(self, records: Sequence[Again], positions: Positions, keep: Keep) -> None:
@@ -142,11 +143,15 @@ class ReplayProducer:
             await send(partition, batch)
         return sent
 
-    async def _abort(self) -> None:
-        # if this fails too, its time-out does it, or whoever goes on with the replay
-        with contextlib.suppress(Exception):
+    async def _abort(self) -> Literal["aborted", "fenced", "in doubt"]:
+        try:
             async with asyncio.timeout(_TIMEOUT / 2):
                 await self._producer.abort_transaction()
+        except ProducerFenced:
+            return "fenced"
+        except Exception:  # its time-out does it, or whoever goes on with the replay
+            return "in doubt"
+        return "aborted"
 
     async def stop(self) -> None:
         """Bounded: `stop()` of a producer with something in flight may hang."""

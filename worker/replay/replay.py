@@ -19,8 +19,9 @@ from typing import Any
 
 import orjson
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
-from worker.errors import Fatal
+from worker.errors import Fatal, Superseded
 from worker.replay import runs
 from worker.replay.ground import Ground, Says, Warn, now_ms
 from worker.replay.groups import delete_group, group_offsets
@@ -78,6 +79,14 @@ async def publish(ground: Ground, id: str, says: Says, warn: Warn) -> Run:
             publishing = _Publishing(ground, run, producer, says, warn)
             await publishing.run()
             run = await runs.all_published(ground.connection, run)
+    except (KafkaError, TimeoutError) as error:
+        # who was stopped for a while may hear of its time-outs before it hears that it was fenced
+        now = await runs.find(ground.connection, id)
+        if now.state == "running":
+            raise
+        raise Superseded(
+            f"another process has gone on with replay {id} meanwhile: it is {now.state}"
+        ) from error
     finally:
         await producer.stop()
     return run
