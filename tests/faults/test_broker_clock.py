@@ -34,7 +34,11 @@ async def clock(broker: KafkaWithClock) -> AsyncIterator[KafkaWithClock]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "step"), [("minutes", timedelta(minutes=3)), ("hours", timedelta(hours=5))]
+    ("fault", "step"),
+    [
+        ("minutes", timedelta(minutes=3)),
+        pytest.param("hours", timedelta(hours=5), marks=pytest.mark.thorough),
+    ],
 )
 async def test_the_clock_goes_back_and_ahead_again(
     drill: Drill, clock: KafkaWithClock, fault: str, step: timedelta
@@ -83,6 +87,7 @@ async def test_the_clock_is_10_minutes_ahead_for_a_while_and_an_operator_accepts
             await drill.recovered(decide(drill, "accept", 1))
 
 
+@pytest.mark.thorough
 async def test_the_clock_is_just_beyond_5_minutes_ahead_and_the_time_comes(
     drill: Drill, clock: KafkaWithClock
 ) -> None:

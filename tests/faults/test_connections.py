@@ -61,7 +61,14 @@ async def network(drill: Drill, broker: ProxiedKafka) -> AsyncIterator[Network]:
             yield Network(broker.proxy, postgres, environment)
 
 
-@pytest.mark.parametrize("servers", ["Kafka", "Postgres", "both"])
+@pytest.mark.parametrize(
+    "servers",
+    [
+        pytest.param("Kafka", marks=pytest.mark.thorough),
+        pytest.param("Postgres", marks=pytest.mark.thorough),
+        "both",
+    ],
+)
 async def test_every_connection_is_cut(drill: Drill, network: Network, servers: str) -> None:
     """By RST and by FIN."""
     async with drill.under_load(f"connections cut: {servers}"):
@@ -86,6 +93,7 @@ async def test_connections_are_cut_and_refused_for_a_while(drill: Drill, network
             await drill.recovered()
 
 
+@pytest.mark.thorough
 async def test_everything_is_slow(drill: Drill, network: Network) -> None:
     """The lanes go on meanwhile."""
     async with drill.under_load("connections slow: up to 0.1 s each way, 1 MB/s"):

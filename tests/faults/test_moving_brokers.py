@@ -30,7 +30,13 @@ def stack(stack: Stack, cluster: Cluster) -> Stack:
 
 
 @pytest.mark.parametrize(
-    "part", ["coordinates transactions", "coordinates the group", "leads the input", "leads the answers"]
+    "part",
+    [
+        "coordinates transactions",
+        pytest.param("coordinates the group", marks=pytest.mark.thorough),
+        pytest.param("leads the input", marks=pytest.mark.thorough),
+        pytest.param("leads the answers", marks=pytest.mark.thorough),
+    ],
 )
 async def test_a_broker_is_killed(drill: Drill, cluster: Cluster, part: Part) -> None:
     async with drill.under_load(f"broker killed that {part}"):
@@ -42,6 +48,7 @@ async def test_a_broker_is_killed(drill: Drill, cluster: Cluster, part: Part) ->
             await drill.recovered()
 
 
+@pytest.mark.thorough
 async def test_brokers_are_restarted_in_good_order(drill: Drill, cluster: Cluster) -> None:
     async with drill.under_load("brokers restarted one after the other"):
         drill.start_worker()

@@ -214,12 +214,12 @@ async def test_poison_among_good_events(drill: Drill) -> None:
 
     async with drill.under_load("poison at the database", refuses=lambda row: bool(row["properties"])):
         for number in drill.rounds:
-            await poison(30)
+            await poison(12)
             dying = drill.start_worker(WORKER_CRASH_AT="between_commits:6")
             assert await exit_code(dying, 60) == -signal.SIGKILL
             if number == 0:
                 drill.start_worker()
-            await poison(30)
+            await poison(12)
             await drill.recovered()
     codes = {answer.place: answer.code for answer in await lab.answers() if answer.rejected}
     assert sorted(at for at, code in codes.items() if code == "storage_refused") == sorted(places)
