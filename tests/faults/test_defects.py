@@ -126,7 +126,9 @@ async def test_a_backlog_behind_a_locked_row_pauses_its_partition_and_no_other(
 
     monkeypatch.setattr(app, "Lanes", Observed)
     locked, free = (TopicPartition(lab.updates, number) for number in range(2))
-    async with lab.worker(worker_batch_records=20), asyncio.timeout(60):
+    # a long session: this process is the producer, too
+    settings = {"worker_batch_records": 20, "worker_session_timeout_ms": 10_000}
+    async with lab.worker(**settings), asyncio.timeout(60):
         async with held(lab, "SELECT FROM cell_measurements WHERE id = 'm-0' FOR UPDATE"):
             for number in range(1_000):
                 for partition, key in ((0, "m-0"), (1, "m-1")):
