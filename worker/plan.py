@@ -167,10 +167,7 @@ def _judge(
 
 
 def _seen(
-    update: Update,
-    identity: bytes,
-    known: Mapping[bytes, Sequence[KnownIdentity]],
-    ground: Ground,
+    update: Update, identity: bytes, known: Mapping[bytes, Sequence[KnownIdentity]], ground: Ground
 ) -> Literal["the same", "another content"] | None:
     """Was this event applied before, near enough in time?"""
     near = [

@@ -190,7 +190,7 @@ async def test_migrate_adds_to_a_table_that_rest_serves_and_keeps_its_rows(
     await migrate(empty)
     row: Any = await empty.fetchrow("SELECT * FROM cell_measurements")
     added = dict(row.items())
-    assert {name: added.pop(name) for name in before.keys()} == dict(before.items())  # noqa: SIM118
+    assert {name: added.pop(name) for name in before.keys()} == dict(before.items())  # noqa: SIM118  # a row's own iterator gives values
     assert added.pop("revision") == 0
     assert set(added) == {f"{name}_position" for name in PATCHABLE} | {"answer_lane", "answer_offset"}
     assert set(added.values()) == {None}

@@ -542,6 +542,11 @@ async def test_discarded_cases_are_closed_with_who_and_why(lab: System) -> None:
         code, _, errors = await rejected(lab, "discard", id_of(sent[0]), "--why", "w")
         assert code == 1
         assert "it is discarded already" in errors
+        # a replay that meets one, rejected as before, doesn't open it again
+        await lab.publish("m-1", b"{nonsense", [requeued_from(sent[1])])
+        await lab.settled()
+        acts = [("discarded", None), ("answered", "invalid_json")]
+        assert await case_of(lab, sent[1]) == ("discarded", 2, acts)
         # somebody sends it again all the same
         assert (await said(lab, "requeue", id_of(sent[0]), "--again", "--patch", "-", stdin=b"{}"))[
             "applied"

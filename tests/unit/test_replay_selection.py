@@ -123,7 +123,7 @@ def test_filters_look_at_what_the_event_says_and_take_nothing_that_can_not_be_de
     records = [bare, binary, by_subject, structured, *broken]
 
     def offsets(**filters: str) -> list[int]:
-        chosen = selector(replace(ALL, **filters)).choose(records, {}, 0)  # type: ignore[arg-type]
+        chosen = selector(replace(ALL, **filters)).choose(records, {}, 0)  # type: ignore[arg-type]  # the fields that are texts
         return [again.offset for again in chosen]
 
     assert offsets() == list(range(8))

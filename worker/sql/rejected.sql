@@ -14,7 +14,7 @@ ORDER BY c.lane, c.log_offset
 FOR NO KEY UPDATE OF c;
 
 -- name: settle_cases
--- What somebody has discarded isn't opened again by a replay that meets it: it has to be applied to be another's.
+-- What somebody has discarded isn't opened again by a replay that meets it; applied, it is resolved like any.
 -- $1 lanes, $2 offsets, $3 states, $4 rejections more, $5 and $6 lanes and offsets of the newest attempts (NULL: as it was)
 UPDATE measurement_updates.rejected_updates AS r
 SET state = CASE WHEN r.state = 'discarded' AND s.state = 'open' THEN r.state ELSE s.state END,
