@@ -63,7 +63,6 @@ async def worked_off(lab: System, log: Log) -> None:
     with lab.process(log.file, WORKER_SESSION_TIMEOUT_MS="10000") as worker:
         await lab.settled(120)
         most = peak(worker.pid)
-    assert log.said("lane running") == LANES, "no lane was taken over a second time"
     assert most < MOST, f"expected less than {MOST / MIB:.0f} MiB, found {most / MIB:.0f}"
 
 

@@ -2,35 +2,48 @@
 
 import logging
 import sys
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from worker.cli import (
-    demo,
-    doctor,
-    history,
-    lanes,
-    migrate,
-    publish,
-    rejected,
-    replay,
-    resend,
-    run,
-    settings,
-    stack,
-    status,
-    topics,
-    verify,
-    watch,
-)
 from worker.cli.terminal import err
 from worker.errors import SettingsError
 from worker.retry import as_worker_error
 
+_COMMANDS = (
+    "demo", "stack", "migrate", "topics", "run", "publish", "watch", "verify", "resend", "status", "history", "doctor",
+    "settings", "lanes", "rejected", "replay",
+)  # fmt: skip
+"""Each is a module of this package: it has a group `app`, or a function of its own name."""
+
+
+class _Commands(TyperGroup):
+    """A command's module is imported when it is asked for: all of them take many times what one takes to start."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.commands: dict[str, Any] = dict.fromkeys(_COMMANDS)  # "Did you mean …?" looks at these names
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"worker.cli.{cmd_name}")
+        group = getattr(module, "app", None)
+        if group is None:
+            group = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            group.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(group)
+
+
 app = typer.Typer(
     name="measurement-updates",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,27 +69,6 @@ def _root(
     if context.invoked_subcommand != "run":
         # A client's retries are no news; what ends a command, the command says. A worker's log has them.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-
-
-for command in (
-    demo.demo,
-    stack.stack,
-    migrate.migrate,
-    topics.topics,
-    run.run,
-    publish.publish,
-    watch.watch,
-    verify.verify,
-    resend.resend,
-    status.status,
-    history.history,
-    doctor.doctor,
-    settings.settings,
-):
-    app.command()(command)
-app.add_typer(lanes.app)
-app.add_typer(rejected.app)
-app.add_typer(replay.app)
 
 
 def main() -> None:

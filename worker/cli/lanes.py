@@ -19,6 +19,7 @@ from worker.sql import queries
 app = typer.Typer(
     name="lanes",
     no_args_is_help=True,
+    add_completion=False,
     help="How far each partition is applied; decide about one that has stopped.",
 )
 

@@ -50,6 +50,7 @@ from worker.sql import queries
 app = typer.Typer(
     name="rejected",
     no_args_is_help=True,
+    add_completion=False,
     help="Rejected updates: list, show, repair, send again, or discard.",
 )
 

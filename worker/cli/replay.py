@@ -27,7 +27,7 @@ from worker.replay.selection import Selection
 from worker.retry import as_worker_error
 from worker.settings import Settings, load_settings
 
-app = typer.Typer(name="replay", invoke_without_command=True)
+app = typer.Typer(name="replay", invoke_without_command=True, add_completion=False)
 
 
 class Only(StrEnum):
