@@ -1,5 +1,6 @@
 """What every test may use: one Kafka and one Postgres a session, a database and names of its own a test."""
 
+import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -68,6 +69,11 @@ async def _administer(stack: Stack, statement: str) -> None:
         await admin.execute(statement)
     finally:
         await admin.close()
+
+
+def pytest_configure() -> None:
+    # a shell's background jobs ignore it, and so would every process that a test starts and interrupts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
