@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError, NoOffsetForPartitionError
 
 from worker.batches import WHOLE_BYTES, LogRecords
+from worker.connecting import is_cancelled
 from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,10 @@ class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no 
         self._stop_unpacking()
         try:
             await super().stop()
-        except KafkaError:
+        except (KafkaError, asyncio.CancelledError):
             await self._client.close()
+            if is_cancelled():
+                raise
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None and self.broken is not None:

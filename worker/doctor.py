@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 
 from worker.apply import MAX_CLOCK_LEAD
 from worker.checks import Area, Check, duration
+from worker.connecting import stop_client
 from worker.consumer import LogConsumer
 from worker.database import POSTGRES_ERRORS, Connection, close, connect, describe
 from worker.doctor_kafka import kafka_checks, topic_checks
@@ -117,7 +118,7 @@ async def _lane_checks(
             if check.verdict != "ok":
                 yield check
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
     if not faults:
         yield Check(
             "lanes",
@@ -204,7 +205,7 @@ async def _broker_clock(settings: Settings, connection: Connection, kafka: Kafka
         async with bounded(settings):
             ends = await consumer.end_offsets(partitions)
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
     ended = (await connection.fetchval("SELECT clock_timestamp()")).timestamp() * 1000
     came = {tp: ends[tp] for tp in partitions if ends[tp] > earlier[tp]}
     newest = await _last_timestamp(settings, came or {tp: ends[tp] for tp in partitions}, kafka)
@@ -268,5 +269,5 @@ async def _last_timestamp(
                         if piece.next_offset >= ends[tp]:
                             wanted.pop(tp, None)
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
     return newest

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
+from worker.connecting import stop_client
 from worker.consumer import LogConsumer
 from worker.errors import DependencyAway, Superseded
 from worker.record import Record
@@ -135,4 +136,4 @@ async def read_record(
                     if fetched.next_offset > offset:
                         return None
     finally:
-        await consumer.stop()
+        await stop_client(consumer)

@@ -18,6 +18,7 @@ from aiokafka.errors import (
     for_code,
 )
 
+from worker.connecting import stop_client
 from worker.consumer import LogConsumer
 from worker.errors import DependencyAway
 from worker.settings import Settings
@@ -189,9 +190,7 @@ async def next_timestamps(settings: Settings, wanted: Mapping[TopicPartition, in
                             if piece.records or piece.error is not None or piece.next_offset >= ends[tp]:
                                 unread.discard(tp)
     finally:
-        with contextlib.suppress(TimeoutError, KafkaError):
-            async with asyncio.timeout(5):
-                await consumer.stop()
+        await stop_client(consumer)
     return found
 
 

@@ -15,6 +15,7 @@ from aiokafka import TopicPartition
 
 from worker.answer import Answer
 from worker.apply import Batch
+from worker.connecting import is_cancelled
 from worker.consumer import Fetched
 from worker.errors import DependencyAway, Fatal, LaneStopped, Superseded, WorkerError
 from worker.health import LaneState
@@ -253,8 +254,7 @@ async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
     try:
         await work
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if is_cancelled():
             raise
         raise DependencyAway("a library has cancelled what it was doing") from None
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from worker.connecting import stop_client
 from worker.consumer import LogConsumer
 from worker.database import Connection
 from worker.errors import Fatal
@@ -44,7 +45,7 @@ async def log_ends(settings: Settings, tp: TopicPartition) -> LogEnds:
         first, end = await consumer.beginning_offsets([tp]), await consumer.end_offsets([tp])
         return LogEnds(first[tp], end[tp])
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
 
 
 async def decide(
@@ -113,5 +114,5 @@ async def _latest_in_log(settings: Settings, tp: TopicPartition, begin: int, end
                     latest = max([latest, *stamps])
                     quiet.reschedule(asyncio.get_running_loop().time() + _QUIET_SECONDS)
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
     return latest

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from worker.connecting import stop_client
 from worker.errors import DependencyAway, Fatal
 from worker.settings import Settings
 
 _START_WITHIN = 15.0
-_STOP_WITHIN = 5.0
 
 
 @contextlib.asynccontextmanager
@@ -90,10 +90,7 @@ async def _started(client: AIOKafkaProducer | AIOKafkaConsumer, settings: Settin
         except KafkaError as error:
             raise DependencyAway(f"Kafka at {servers}: {_words(error)}") from error
     finally:
-        # With something in flight to a broker that is away it would wait for ever.
-        with contextlib.suppress(TimeoutError, KafkaError):
-            async with asyncio.timeout(_STOP_WITHIN):
-                await client.stop()
+        await stop_client(client)
 
 
 def _expect(present: set[str], topic: str) -> None:

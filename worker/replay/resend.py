@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 
 from worker.answer import Answer, wire_size
+from worker.connecting import stop_client
 from worker.database import close, connect
 from worker.emit import partition_of
 from worker.errors import DependencyAway, Fatal, SettingsError
@@ -160,8 +160,4 @@ async def _producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
             await producer.start()
         yield producer
     finally:
-        try:
-            async with asyncio.timeout(5):
-                await producer.stop()
-        except (TimeoutError, KafkaError):
-            pass
+        await stop_client(producer)

@@ -11,13 +11,13 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
+from worker.connecting import stop_client
 from worker.consumer import LogConsumer
 from worker.errors import DependencyAway, Fatal
 from worker.settings import Settings
 
 _START_WITHIN = 15.0
 _ASK_WITHIN = 20.0
-_STOP_WITHIN = 5.0
 _STALLED_AFTER = 100.0
 """Seconds. A worker that has died in a transaction holds back what was answered after it until Kafka has aborted that:
 its timeout of 60 s, and up to 10 s more."""
@@ -186,12 +186,7 @@ async def _started(client: Any, settings: Settings) -> AsyncIterator[Any]:
             ) from error
         yield client
     finally:
-        # with something in flight to a broker that is away it would wait for ever
-        try:
-            async with asyncio.timeout(_STOP_WITHIN):
-                await client.stop()
-        except (TimeoutError, KafkaError):
-            pass
+        await stop_client(client)
 
 
 @asynccontextmanager
