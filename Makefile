@@ -28,13 +28,13 @@ $(STAMP): pyproject.toml requirements-dev.lock
 demo: setup  ## the main job, live, on a Kafka and a Postgres of its own
 	$(BIN)/measurement-updates demo
 
-test: setup  ## all tests
+test: setup  ## the tests, with a short form of the fault drills
 	$(PYTEST)
 
-# the whole suite; `make test` does each drill once. ROUNDS and SEED choose how often, and other moments and updates
+# the whole suite; `make test` has its short form. ROUNDS and SEED choose how often, and other moments and updates
 ROUNDS ?= 5
 faults: setup  ## the fault drills, several times each, with a table at the end
-	$(PYTEST) tests/faults --fault-rounds $(ROUNDS) --fault-seed "$(SEED)"
+	$(PYTEST) tests/faults --thorough --fault-rounds $(ROUNDS) --fault-seed "$(SEED)"
 
 check: setup  ## what CI runs: format, lint, types, imports, tests
 	@echo "== format: ruff format --check ==" && $(BIN)/ruff format --check

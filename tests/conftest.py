@@ -79,6 +79,7 @@ def pytest_configure() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     faults = parser.getgroup("faults")
     faults.addoption("--fault-rounds", type=int, default=1, help="how often each drill injects its fault")
+    faults.addoption("--thorough", action="store_true", help="also the tests that take long")
     faults.addoption("--fault-seed", default="", help="another seed, other moments and other updates")
 
 

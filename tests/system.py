@@ -444,6 +444,7 @@ async def _producer(settings: Settings) -> AIOKafkaProducer:
         bootstrap_servers=settings.bootstrap_servers,
         enable_idempotence=True,
         max_request_size=settings.worker_max_event_bytes * 4,
+        request_timeout_ms=90_000,  # a Kafka that is taken away is there again by then
         retry_backoff_ms=20,
         metadata_max_age_ms=1_000,  # partitions are added, topics made anew
     )

@@ -24,12 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "own_servers: a Kafka and a Postgres that the test may take away")
     config.addinivalue_line("markers", "partitions(n): of the topics, instead of two")
     config.addinivalue_line("markers", "spread: the load sends each update to a partition by chance")
-    config.addinivalue_line("markers", "thorough: a drill of which `make test` does a sibling only")
+    config.addinivalue_line("markers", "thorough: takes long; `make faults` runs it (--thorough)")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--fault-rounds") == 1:
+    if not config.getoption("--thorough"):
         thorough = [item for item in items if item.get_closest_marker("thorough")]
         config.hook.pytest_deselected(items=thorough)
         items[:] = [item for item in items if item not in thorough]

@@ -33,11 +33,12 @@ async def clock(broker: KafkaWithClock) -> AsyncIterator[KafkaWithClock]:
     await broker.set_right()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fault", "step"),
     [
         ("minutes", timedelta(minutes=3)),
-        pytest.param("hours", timedelta(hours=5), marks=pytest.mark.thorough),
+        ("hours", timedelta(hours=5)),
     ],
 )
 async def test_the_clock_goes_back_and_ahead_again(
@@ -57,6 +58,7 @@ async def test_the_clock_goes_back_and_ahead_again(
         assert drill.logs[0].said("lane stopped") == 0
 
 
+@pytest.mark.thorough
 async def test_the_clock_is_2_minutes_ahead_and_the_lanes_go_on(drill: Drill, clock: KafkaWithClock) -> None:
     async with drill.under_load("broker's clock goes 2 min ahead"):
         drill.start_worker()

@@ -61,11 +61,12 @@ async def network(drill: Drill, broker: ProxiedKafka) -> AsyncIterator[Network]:
             yield Network(broker.proxy, postgres, environment)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "servers",
     [
-        pytest.param("Kafka", marks=pytest.mark.thorough),
-        pytest.param("Postgres", marks=pytest.mark.thorough),
+        "Kafka",
+        "Postgres",
         "both",
     ],
 )
@@ -105,6 +106,7 @@ async def test_everything_is_slow(drill: Drill, network: Network) -> None:
                 await drill.recovered()
 
 
+@pytest.mark.thorough
 async def test_the_broker_answers_later_than_the_session_allows(drill: Drill, network: Network) -> None:
     async with drill.under_load("broker slow: 0.3 to 1.5 s each way"):
         drill.start_worker(**network.environment)
@@ -116,6 +118,7 @@ async def test_the_broker_answers_later_than_the_session_allows(drill: Drill, ne
             await drill.recovered()
 
 
+@pytest.mark.thorough
 async def test_bytes_are_held_up_for_longer_than_the_session(drill: Drill, network: Network) -> None:
     """Then all that was sent meanwhile arrives at once."""
     async with drill.under_load("connections held up: both"):
@@ -127,6 +130,7 @@ async def test_bytes_are_held_up_for_longer_than_the_session(drill: Drill, netwo
             await drill.recovered()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("server", ["Kafka", "Postgres"])
 async def test_connections_die_without_a_word(drill: Drill, network: Network, server: str) -> None:
     """A firewall forgets them, a host is gone; new ones work."""

@@ -13,7 +13,11 @@ from tests.system import System
 
 @pytest.mark.own_servers
 @pytest.mark.parametrize(
-    ("server", "reason"), [("postgres", "Postgres can't be reached"), ("kafka", "Kafka can't be reached")]
+    ("server", "reason"),
+    [
+        pytest.param("postgres", "Postgres can't be reached", marks=pytest.mark.thorough),
+        ("kafka", "Kafka can't be reached"),
+    ],
 )
 async def test_a_worker_that_starts_without_a_server_is_live_and_not_ready_until_it_is_there(
     servers: Servers, lab: System, log: Log, server: str, reason: str
@@ -35,7 +39,9 @@ async def test_a_worker_that_starts_without_a_server_is_live_and_not_ready_until
 
 
 @pytest.mark.own_servers
-@pytest.mark.parametrize(("server", "reason"), [("postgres", "waits"), ("kafka", "waits")])
+@pytest.mark.parametrize(
+    ("server", "reason"), [("postgres", "waits"), pytest.param("kafka", "waits", marks=pytest.mark.thorough)]
+)
 async def test_a_server_that_goes_away_under_way_makes_it_unready_and_it_is_ready_again_by_itself(
     servers: Servers, lab: System, load: Load, log: Log, server: str, reason: str
 ) -> None:
@@ -59,6 +65,7 @@ async def test_a_server_that_goes_away_under_way_makes_it_unready_and_it_is_read
         await stops(worker)
 
 
+@pytest.mark.thorough
 @pytest.mark.own_servers
 async def test_without_traffic_too_a_server_that_goes_away_is_noticed(
     servers: Servers, lab: System, log: Log

@@ -24,6 +24,7 @@ async def decide(drill: Drill, decision: str, partition: int) -> None:
     assert await command.wait() == 0
 
 
+@pytest.mark.thorough
 async def test_retention_passes_what_is_applied(drill: Drill) -> None:
     lane = TopicPartition(drill.system.updates, 0)
     async with (
@@ -43,6 +44,7 @@ async def test_retention_passes_what_is_applied(drill: Drill) -> None:
             await drill.recovered(decide(drill, "skip", 0))
 
 
+@pytest.mark.thorough
 @pytest.mark.own_servers
 async def test_the_log_is_truncated(drill: Drill, servers: Servers) -> None:
     """A broker that comes back without its last records (a lost disk, an unclean leader election)."""
@@ -72,6 +74,7 @@ def truncate(partition: Path) -> None:
     log.write_bytes(content[:end])
 
 
+@pytest.mark.thorough
 async def test_the_topic_is_deleted_and_created_again(drill: Drill) -> None:
     system = drill.system
     async with (

@@ -19,6 +19,7 @@ MOST_LINES = 60
 """Of one worker, whatever happens to it, for ten thousand records."""
 
 
+@pytest.mark.thorough
 @pytest.mark.own_servers
 async def test_the_log_of_an_eventful_day_is_short_says_what_to_do_and_tells_nothing_secret(
     servers: Servers, lab: System, load: Load, logs: Sequence[Log]

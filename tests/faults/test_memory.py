@@ -23,6 +23,7 @@ MOST = (96 + LANES * 96) * MIB
 pytestmark = pytest.mark.partitions(LANES)
 
 
+@pytest.mark.thorough
 async def test_the_largest_events(lab: System, log: Log) -> None:
     """Valid ones, of what takes the most memory once it is decoded: lists of `{"":{}}` and the like."""
     shapes = (b'{"":{}}', b'{"":0}', b"{}", b"[]", b'"ab"', b"1.5")
@@ -48,6 +49,7 @@ async def test_small_updates_of_large_measurements(lab: System, log: Log) -> Non
     assert await lab.database.fetchval("SELECT bool_and(revision = 1) FROM cell_measurements")
 
 
+@pytest.mark.thorough
 async def test_a_batch_of_four_gibibytes(lab: System, log: Log) -> None:
     await lab.seed("m-0")
     bomb = Repeated(b'{"notes":"', b"x", 2_047 * MIB, b'"}')

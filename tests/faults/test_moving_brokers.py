@@ -29,13 +29,14 @@ def stack(stack: Stack, cluster: Cluster) -> Stack:
     return replace(stack, kafka_bootstrap_servers=cluster.bootstrap_servers)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "part",
     [
         "coordinates transactions",
-        pytest.param("coordinates the group", marks=pytest.mark.thorough),
-        pytest.param("leads the input", marks=pytest.mark.thorough),
-        pytest.param("leads the answers", marks=pytest.mark.thorough),
+        "coordinates the group",
+        "leads the input",
+        "leads the answers",
     ],
 )
 async def test_a_broker_is_killed(drill: Drill, cluster: Cluster, part: Part) -> None:

@@ -15,7 +15,10 @@ from tests.system import System
 @pytest.mark.own_servers
 @pytest.mark.parametrize(
     ("server", "reason", "drain_timeout"),
-    [("postgres", "Postgres can't be reached", "20s"), ("kafka", "Kafka can't be reached", "6s")],
+    [
+        ("postgres", "Postgres can't be reached", "20s"),
+        pytest.param("kafka", "Kafka can't be reached", "6s", marks=pytest.mark.thorough),
+    ],
 )
 async def test_a_server_that_is_away_at_start_and_under_way_is_waited_for(
     servers: Servers,

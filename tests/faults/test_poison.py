@@ -195,6 +195,7 @@ async def test_what_a_later_event_overwrites_is_never_shown_to_the_database(benc
     assert await bench.decide(events[:1], has_notes("poison"), "23514") == [0]
 
 
+@pytest.mark.thorough
 async def test_poison_among_good_events(drill: Drill) -> None:
     """And a worker dies that has decided only a part of it."""
     lab, load, chance = drill.system, drill.load, drill.chance

@@ -17,6 +17,7 @@ from tests.system import System, until
 LANES = "datname = current_database() AND application_name LIKE 'measurement-updates lane%'"
 
 
+@pytest.mark.thorough
 @pytest.mark.own_servers
 async def test_postgres_is_stopped_at_once_and_started(drill: Drill, servers: Servers) -> None:
     async with drill.under_load("Postgres stopped in immediate mode"):
@@ -42,6 +43,7 @@ async def test_sessions_are_ended(drill: Drill) -> None:
             await drill.recovered()
 
 
+@pytest.mark.thorough
 async def test_rows_are_locked_for_longer_than_the_lock_timeout(drill: Drill) -> None:
     database = drill.system.database
     await database.execute(f"ALTER DATABASE {database_of(drill.system)} SET lock_timeout = '200ms'")
@@ -98,7 +100,9 @@ async def test_the_database_is_read_only_for_a_while(drill: Drill) -> None:
             await drill.recovered()
 
 
-@pytest.mark.parametrize("backup", ["from a backup taken a while ago", "by a fresh one"])
+@pytest.mark.parametrize(
+    "backup", ["from a backup taken a while ago", pytest.param("by a fresh one", marks=pytest.mark.thorough)]
+)
 async def test_the_database_is_replaced(drill: Drill, backup: str) -> None:
     """It catches up by itself to equal rows; that stretch is answered again."""
     fresh = await back_up(drill.system)

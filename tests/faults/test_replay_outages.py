@@ -8,6 +8,7 @@ from tests.replays import begun, copied, ended, log_of, replay, replayed, some_r
 from tests.system import System
 
 
+@pytest.mark.thorough
 @pytest.mark.own_servers
 @pytest.mark.parametrize("server", ["kafka", "postgres"])
 async def test_a_replay_that_loses_a_server_is_gone_on_with(

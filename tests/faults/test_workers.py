@@ -9,7 +9,14 @@ from tests.faults.states import exit_code, shared, stops
 
 
 @pytest.mark.parametrize(
-    "point", ["before_postgres_commit", "between_commits", "in_kafka_transaction", "after_kafka_commit"]
+    "point",
+    [
+        "between_commits",
+        *(
+            pytest.param(point, marks=pytest.mark.thorough)
+            for point in ("before_postgres_commit", "in_kafka_transaction", "after_kafka_commit")
+        ),
+    ],
 )
 async def test_a_worker_is_killed_at_a_crash_point(drill: Drill, point: str) -> None:
     async with drill.under_load(f"SIGKILL at {point}"):
