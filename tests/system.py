@@ -81,6 +81,13 @@ class Answer:
         return int(partition), int(offset)
 
     @property
+    def arrival(self) -> int:
+        """Of the record that this answers, in ms."""
+        return int(
+            self.text("rejection-timestamp") if self.rejected else self.text("ce_id").rpartition("@")[2]
+        )
+
+    @property
     def revision(self) -> int:
         return int(self.text("ce_revision"))
 

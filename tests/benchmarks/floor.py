@@ -1,17 +1,21 @@
-"""The floor, as a process: consume, write set-wise, produce as many bytes; no logic of ours.
+"""The floor, as a process: consume, the worker's set-wise update, as many bytes produced; no logic of ours.
 
-Arguments: brokers, DSN, input topic, output topic, events, batch. Prints `begins` and `ends`.
+Arguments: brokers, DSN, input topic, output topic, events, batch.
 """
 
 import asyncio
 import sys
+from datetime import UTC, datetime
 
 import asyncpg
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
+from worker.sql import queries
+
 _ANSWER_BYTES = b"x" * 900
 """About what an answer to one of the benchmark's events takes, headers included."""
+_POSITION = bytes(24)
 
 
 async def main(servers: str, dsn: str, updates: str, updated: str, events: int, batch: int) -> None:
@@ -28,17 +32,20 @@ async def main(servers: str, dsn: str, updates: str, updated: str, events: int, 
         records = [record for of_one in fetched.values() for record in of_one]
         if not records:
             continue
-        if seen == 0:
-            print("begins", flush=True)
         seen += len(records)
         patches = {record.key.decode(): orjson.loads(record.value) for record in records}
+        rows = len(patches)
+        no, nothing, yes, position = [False] * rows, [None] * rows, [True] * rows, [_POSITION] * rows
         await connection.execute(
-            """UPDATE cell_measurements AS m SET notes = u.notes, test_setup = u.test_setup, updated_at = now()
-               FROM unnest($1::text[], $2::text[], $3::jsonb[]) AS u (id, notes, test_setup) WHERE m.id = u.id""",
+            queries()["update_measurements"],
             list(patches),
-            [patch["notes"] for patch in patches.values()],
-            [orjson.dumps(patch["test_setup"]).decode() for patch in patches.values()],
-        )
+            no, nothing, no, nothing,
+            yes, [orjson.dumps(patch["test_setup"]).decode() for patch in patches.values()],
+            yes, [patch["notes"] for patch in patches.values()],
+            no, nothing,
+            nothing, nothing, position, position, nothing,
+            [datetime.now(UTC)] * rows, [seen] * rows, [seen] * rows, None,
+        )  # fmt: skip
         partition = seen % partitions
         builder = producer.create_batch()
         for record in records:
@@ -48,7 +55,6 @@ async def main(servers: str, dsn: str, updates: str, updated: str, events: int, 
                 builder.append(key=record.key, value=_ANSWER_BYTES, timestamp=None)
         pending.append(await producer.send_batch(builder, updated, partition=partition))
     await asyncio.gather(*pending)
-    print("ends", flush=True)
     await asyncio.Event().wait()  # until ended: whoever measures reads the sessions' CPU first
 
 

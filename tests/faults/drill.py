@@ -68,6 +68,8 @@ class Drill:
         self._report = report
         self._running = ExitStack()
         self._answered: dict[int, int] = {}
+        self._forgotten: dict[int, int] = {}
+        """By partition: the latest arrival of a log that is gone; the subscriber may still be behind."""
         self._lines_heard: list[int] = []
 
     @property
@@ -151,6 +153,7 @@ class Drill:
         for partition in partitions:
             self.load.ends.pop(partition, None)
             self._answered.pop(partition, None)
+            self._forgotten[partition] = self.load.latest
 
     async def says(self, words: str, timeout: float = 30) -> None:
         """Until a worker's log says it, since the load was last seen flowing."""
@@ -194,8 +197,10 @@ class Drill:
             while True:
                 for records in (await consumer.getmany(timeout_ms=100)).values():
                     for record in records:
-                        partition, offset = answer_of(record).place
-                        self._answered[partition] = max(self._answered.get(partition, 0), offset + 1)
+                        answer = answer_of(record)
+                        partition, offset = answer.place
+                        if answer.arrival > self._forgotten.get(partition, 0):
+                            self._answered[partition] = max(self._answered.get(partition, 0), offset + 1)
         finally:
             await consumer.stop()
 

@@ -40,6 +40,8 @@ class Load:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.count = 0
+        self.latest = 0
+        """Arrival of the last acknowledged record."""
         self.ends: dict[int, int] = {}
         """By partition: the offset after the last acknowledged record."""
 
@@ -95,6 +97,7 @@ class Load:
             if not done.cancelled() and done.exception() is None:
                 at = done.result()
                 self._acknowledged.append((key, at))
+                self.latest = max(self.latest, at.timestamp)
                 self.ends[at.partition] = max(self.ends.get(at.partition, 0), at.offset + 1)
 
         sent.add_done_callback(acknowledged)

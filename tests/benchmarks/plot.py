@@ -1,0 +1,42 @@
+"""The benchmark's picture."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+_INK = "#1f3a5f"
+_PALE = "#b8c4d6"
+
+
+def plot(summary: dict[str, Any], to: Path) -> None:
+    """Throughput as bars with their range, latency as p50 to p99."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(3, 2))
+    rows = summary["throughput"]
+    names = list(rows)[::-1]
+    speeds = [rows[name]["events_per_second"] for name in names]
+    spread = [
+        [rows[name]["events_per_second"] - rows[name]["least"] for name in names],
+        [rows[name]["most"] - rows[name]["events_per_second"] for name in names],
+    ]
+    colours = [_INK if name == "worker" else _PALE for name in names]
+    bars = left.barh(names, speeds, xerr=spread, color=colours, error_kw={"elinewidth": 1, "capsize": 2})
+    left.bar_label(bars, [f"{speed:,}" for speed in speeds], padding=6)
+    left.set_xlim(0, max(speeds) * 1.2)
+    left.set_xlabel("events/s: median and range")
+
+    rates = [f"{int(rate):,}" for rate in summary["latency"]]
+    for name, marker in (("p50_ms", "o"), ("p99_ms", "^")):
+        values = [row[name] for row in summary["latency"].values()]
+        right.plot(rates, values, marker=marker, color=_INK, linestyle="none", label=name[:3])
+        for place, value in zip(rates, values, strict=True):
+            right.annotate(f"{value:,.0f}", (place, value), xytext=(8, -3), textcoords="offset points")
+    right.set_yscale("log")
+    right.set_xlabel("events/s, open-loop")
+    right.set_ylabel("ms from append to visible answer")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(summary["title"], fontsize=10)
+    figure.tight_layout()
+    figure.savefig(to, dpi=150)
