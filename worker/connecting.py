@@ -36,10 +36,17 @@ def is_cancelled() -> bool:
 
 async def stop_client(client: Any) -> None:
     """A consumer or producer that is needed no more: bounded, and whatever it says."""
+    asked = _cancellations()
     try:
         async with asyncio.timeout(_STOP_WITHIN):
             await client.stop()
     except (KafkaError, TimeoutError, asyncio.CancelledError):
         await (client.client if isinstance(client, AIOKafkaProducer) else client._client).close()
-        if is_cancelled():
-            raise
+        # an error here must not stand in for the cancellation, or the error, that has led here
+        if _cancellations() > asked:
+            raise asyncio.CancelledError from None
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

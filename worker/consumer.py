@@ -70,7 +70,9 @@ class LogConsumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka ships no 
         self._stop_unpacking()
         try:
             await super().stop()
-        except (KafkaError, asyncio.CancelledError):
+        except KafkaError:
+            await self._client.close()
+        except asyncio.CancelledError:
             await self._client.close()
             if is_cancelled():
                 raise
