@@ -3,34 +3,24 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import orjson
 from aiokafka import ConsumerRecord
 
-from tests.system import COMMAND, System, until
+from tests import commands
+from tests.system import System, until
 from worker.verification.topics import broker
 
 Record: TypeAlias = "ConsumerRecord[bytes, bytes]"
 WHY = ("--why", "a test")
 
 
-@asynccontextmanager
-async def replaying(
+def replaying(
     lab: System, *arguments: str, **environment: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        COMMAND, "replay", *arguments, env={**lab.environment, **environment},
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        limit=2**24,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    return commands.begun(lab, "replay", *arguments, **environment)
 
 
 async def ended(process: asyncio.subprocess.Process) -> tuple[int, str, str]:

@@ -2,29 +2,19 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import orjson
 
-from tests.system import COMMAND, System
+from tests.commands import begun
+from tests.system import System
 
 
-@asynccontextmanager
-async def watching(
+def watching(
     lab: System, *options: str, **environment: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        COMMAND, "watch", *options, env={**lab.environment, **environment},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=2**24,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    return begun(lab, "watch", *options, **environment)
 
 
 async def watched(lab: System, *options: str) -> tuple[int, list[str], str]:
