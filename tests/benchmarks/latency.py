@@ -41,7 +41,6 @@ async def latencies(bench: System, rate: int, seconds: float, measurements: int)
             return int(lanes) == bench.settings.worker_partitions
 
         await until(is_there, "the worker has its lanes", timeout=60)
-        await asyncio.sleep(1)
         return await asyncio.to_thread(_send_and_receive, bench, rate, seconds, measurements)
 
 

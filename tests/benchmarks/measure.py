@@ -66,13 +66,13 @@ async def measured(bench: System, pid: int, events: int, timeout: float = 900) -
         async with asyncio.timeout(timeout):
             while (before := await visible.end()) == 0:
                 _alive(pid)
-                await asyncio.sleep(_LOOK_EVERY)
+                await asyncio.sleep(_LOOK_EVERY)  # a sampler's pace
             began = last = time.monotonic()
             cpu, wal = _cpu(pid), await _wal(bench)
             seen, used, written = before, cpu, wal
             while seen < events or time.monotonic() - last < _QUIET:
                 _alive(pid)
-                await asyncio.sleep(_LOOK_EVERY)
+                await asyncio.sleep(_LOOK_EVERY)  # a sampler's pace
                 if (end := await visible.end()) > seen:
                     seen, last = end, time.monotonic()
                     if seen >= events:

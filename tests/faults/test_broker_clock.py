@@ -35,11 +35,7 @@ async def clock(broker: KafkaWithClock) -> AsyncIterator[KafkaWithClock]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("fault", "step"),
-    [
-        ("minutes", timedelta(minutes=3)),
-        ("hours", timedelta(hours=5)),
-    ],
+    ("fault", "step"), [("minutes", timedelta(minutes=3)), ("hours", timedelta(hours=5))]
 )
 async def test_the_clock_goes_back_and_ahead_again(
     drill: Drill, clock: KafkaWithClock, fault: str, step: timedelta

@@ -62,14 +62,7 @@ async def network(drill: Drill, broker: ProxiedKafka) -> AsyncIterator[Network]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "servers",
-    [
-        "Kafka",
-        "Postgres",
-        "both",
-    ],
-)
+@pytest.mark.parametrize("servers", ["Kafka", "Postgres", "both"])
 async def test_every_connection_is_cut(drill: Drill, network: Network, servers: str) -> None:
     """By RST and by FIN."""
     async with drill.under_load(f"connections cut: {servers}"):

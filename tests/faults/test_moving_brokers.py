@@ -32,12 +32,7 @@ def stack(stack: Stack, cluster: Cluster) -> Stack:
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "part",
-    [
-        "coordinates transactions",
-        "coordinates the group",
-        "leads the input",
-        "leads the answers",
-    ],
+    ["coordinates transactions", "coordinates the group", "leads the input", "leads the answers"],
 )
 async def test_a_broker_is_killed(drill: Drill, cluster: Cluster, part: Part) -> None:
     async with drill.under_load(f"broker killed that {part}"):
