@@ -106,13 +106,17 @@ async def take_over(tp: TopicPartition, parts: LaneParts, emit: EmitInOrder) -> 
         taken = TakenOver(connection, emitter, position, ground, predecessors, row["next_to_answer"])
 
         committed = await input_log.committed(tp)  # 4
-        begin = row["next_to_answer"] if committed is None else min(committed, position.next_to_apply)
+        # beyond what is applied it says nothing of this lane: it is of the log before a restart, or of the database before
+        # it was put back, or somebody has moved it
+        if committed is not None and committed > position.next_to_apply:
+            committed = None
+        begin = row["next_to_answer"] if committed is None else committed
         async for stored in stored_answers(
             connection, lane, form, tp.partition, begin, position.next_to_apply
         ):  # 5
             await emit(taken, stored.answers, stored.next_offset)
         if committed is None:
-            # a group without any offset would let the next worker guess: say at once where it stands
+            # else the next worker would have to guess: say at once where it stands
             await emit(taken, [], position.next_to_apply)
         taken.answered = position.next_to_apply
 

@@ -1,5 +1,6 @@
 """The database leads: a log that can't be the one that was applied stops its lane, loudly, until somebody decides."""
 
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from tests.faults.states import Log, stops
+from tests.faults.states import Log, exit_code, stops
 from tests.system import COMMAND, System, until
 from worker.answer import AnswerForm
 from worker.apply import Batch, LanePosition
@@ -203,3 +204,22 @@ async def test_a_record_ahead_of_the_clock_stops_its_lane_until_an_operator_acce
         assert await apply(records[2:]) == [3]
     finally:
         await close(connection)
+
+
+async def test_a_kill_right_after_a_restart_loses_no_answer_though_the_group_stands_further_on(
+    lab: System,
+) -> None:
+    """What the group has committed is then a word of the log before: it says nothing about the new lane's answers."""
+    for _ in range(20):
+        await lab.publish("m-0", b"{", partition=0)
+    await lab.seed("m-0")
+    async with lab.worker():
+        await lab.settled()
+    decide(lab, "restart", 0)
+    with lab.process(WORKER_CRASH_AT="between_commits:1") as killed:
+        assert await exit_code(killed) == -signal.SIGKILL
+    await next_to_apply(lab, 0, 20)
+    async with lab.worker():
+        assert len(await lab.answers(count=40)) == 40, (
+            "each is judged, and answered, once by each of the two lanes"
+        )
