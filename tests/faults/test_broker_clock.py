@@ -69,6 +69,7 @@ async def test_the_clock_is_2_minutes_ahead_and_the_lanes_go_on(drill: Drill, cl
         assert drill.logs[0].said("lane stopped") == 0
 
 
+@pytest.mark.thorough
 async def test_the_clock_is_10_minutes_ahead_for_a_while_and_an_operator_accepts_it(
     drill: Drill, clock: KafkaWithClock
 ) -> None:

@@ -56,6 +56,7 @@ async def test_brokers_are_restarted_in_good_order(drill: Drill, cluster: Cluste
                 await drill.recovered()
 
 
+@pytest.mark.thorough
 async def test_a_broker_hangs(drill: Drill, cluster: Cluster) -> None:
     """As one whose host is gone, it closes no connection. What it led moves, and the worker has to find out."""
     async with drill.under_load("broker hangs that leads the answers"):
