@@ -280,6 +280,25 @@ async def test_another_log_of_the_same_name_is_not_checked(lab: System, answered
     assert counts(report) == {"records": 6, "not_checked": 6 + len(answered)}
 
 
+async def test_what_a_restarted_lane_answers_meanwhile_is_compared_later(
+    lab: System, answered: Sequence[Answer]
+) -> None:
+    """Decided after the snapshot that everything is compared with: only a later `verify` can say whether it's right."""
+    rejection = answered[4]
+    restart = ("lanes", "restart", f"{lab.updates}/1", "--why", "a test")
+    restarted = await asyncio.create_subprocess_exec(COMMAND, *restart, env=lab.environment)
+    assert await asyncio.wait_for(restarted.wait(), 60) == 0
+    detail = orjson.dumps({"message": "as a later version would say it", "violations": [], "total": 0})
+    await send_answer(lab, rejection, rejection_detail=detail.decode())
+    report = await verify(lab)
+    assert (found(report), report.repeated, report.applied) == ({}, 1, 4)
+
+    async with lab.worker():  # it decides the record as before, and that is what is stored
+        await lab.answers(len(answered) + 2)
+    report = await verify(lab)
+    assert found(report) == {"answered_twice": 1}
+
+
 async def test_repeats_are_found_unless_they_are_allowed(lab: System, answered: Sequence[Answer]) -> None:
     await lab.rewind()
     async with lab.worker():

@@ -87,6 +87,8 @@ class AnswerChecks:
         partition = self._context.log.partitions.get(place.partition)
         if place.topic != self._context.input or partition is None or place.offset >= partition.retired_to:
             return False
+        if self._context.log.is_judged_again(place.partition, place.offset):
+            return True
         stored = self._context.ledger.stored_at(place.partition, place.offset)
         return any(one.sent == answer.sent for one in stored)
 

@@ -131,6 +131,11 @@ class InputLog:
         older = partition.first_arrival is None or place.arrival < partition.first_arrival
         return "gone" if older or place.offset < partition.retired_to else "stray"
 
+    def is_judged_again(self, partition: int, offset: int) -> bool:
+        """By a lane that an operator has restarted, after the snapshot: it may have answered something else."""
+        known = self.partitions.get(partition)
+        return known is not None and known.decided_to <= offset < known.retired_to
+
     def decided_elsewhere(self, place: Place) -> bool:
         """Does the snapshot know of that record, be it of another input or of a log that is gone?"""
         return place.offset < self._decided.get((place.topic, place.partition), 0)

@@ -32,6 +32,8 @@ def look_for_what_is_missing(context: Context) -> None:
             f"{name}/{again}/{offset_again}: applied, the same event as {name}/{number}/{offset}",
         )
     for number, offset in ledger.stored_otherwise():
+        if log.is_judged_again(number, offset):
+            continue
         report.found("unequal_stored", f"{name}/{number}/{offset}: stored otherwise than it was sent")
     for number, offset in ledger.stored_twice():
         report.found("unequal_stored", f"{name}/{number}/{offset}: stored both as applied and as rejected")
