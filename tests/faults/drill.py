@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -29,6 +30,9 @@ from tests.faults.checker import Verdicts, reckon
 from tests.faults.load import Load
 from tests.faults.states import Log
 from tests.system import System, answer_of, until
+
+_PATIENCE = 120
+"""Seconds until everything is answered: nothing is quick on a machine that others use."""
 
 
 @dataclass(slots=True)
@@ -105,7 +109,7 @@ class Drill:
                     yield
                 self.reckoning.records = self.load.count
                 verdicts = self.verdicts = await reckon(
-                    self.system, 60, foldable=foldable, allow_repeats=allow_repeats, refuses=refuses
+                    self.system, _PATIENCE, foldable=foldable, allow_repeats=allow_repeats, refuses=refuses
                 )
                 self.reckoning.lost = verdicts.lost
                 self.reckoning.doubled = verdicts.doubled
@@ -131,7 +135,13 @@ class Drill:
         async def seen() -> bool:
             return all(self._answered.get(partition, 0) >= end for partition, end in wanted.items())
 
-        await until(seen, lambda: f"answers up to {wanted}, there are {self._answered}", 60)
+        await until(
+            seen,
+            lambda: (
+                f"answers up to {wanted}, there are {self._answered}, the workers said {self._last_said()}"
+            ),
+            _PATIENCE,
+        )
 
     async def published(self, more: int) -> None:
         """Until so many more records are published."""
@@ -163,9 +173,12 @@ class Drill:
 
         await until(
             said,
-            lambda: f"a worker says {words!r}, they said {[log.events()[-5:] for log in self.logs]}",
+            lambda: f"a worker says {words!r}, they said {self._last_said()}",
             timeout,
         )
+
+    def _last_said(self) -> list[list[dict[str, Any]]]:
+        return [log.events()[-5:] for log in self.logs]
 
     def _heard(self, words: str) -> int:
         return sum(
