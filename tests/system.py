@@ -31,7 +31,7 @@ COMMAND = Path(sys.executable).with_name("measurement-updates")
 
 
 async def until(
-    state: Callable[[], Awaitable[bool]], what: str | Callable[[], str], timeout: float = 20
+    state: Callable[[], Awaitable[bool]], what: str | Callable[[], str], timeout: float = 60
 ) -> None:
     """Look until it holds: the one place where tests poll. Raises AssertionError after `timeout` seconds, with `what` as
     it is then."""

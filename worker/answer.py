@@ -1,7 +1,8 @@
 """What is emitted for a record, and what is stored to emit it again byte for byte. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
@@ -21,7 +22,7 @@ _HEADER_OVERHEAD = 2 * 5
 Headers = list[tuple[str, bytes | None]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Answer:
     """One record to emit."""
 
@@ -30,10 +31,15 @@ class Answer:
     topic: str
     key: bytes | None
     value: bytes | None
-    headers: Headers
+    make_headers: Callable[[], Headers]
     arrival: int
     previous: tuple[int, int] | None = None
     """(lane, offset) of the measurement's answer before this one: that one goes out first."""
+
+    @property
+    def headers(self) -> Headers:
+        """Made when they are asked for: thousands of answers wait to go out, and most of what they'd take is headers."""
+        return self.make_headers()
 
 
 @dataclass(slots=True)
@@ -97,11 +103,18 @@ def updated_answer(
 ) -> Answer:
     """A measurement updated event: binary CloudEvent (Kafka protocol binding 1.0)."""
     key = measurement_id.encode()
+    headers = partial(_updated_headers, key, cause, updated_at, revision, changed, source)
+    return Answer(cause.offset, form.updated_topic, key, model, headers, cause.arrival, previous)
+
+
+def _updated_headers(
+    key: bytes, cause: Cause, updated_at: str, revision: int, changed: str, source: str
+) -> Headers:
     headers: Headers = [
         ("ce_specversion", b"1.0"),
-        ("ce_id", b"%b/%d/%d@%d" % (cause.topic.encode(), cause.partition, cause.offset, cause.arrival)),
+        ("ce_id", f"{cause.topic}/{cause.partition}/{cause.offset}@{cause.arrival}".encode()),
         ("ce_source", source.encode()),
-        ("ce_type", UPDATED_TYPE.encode()),
+        ("ce_type", _UPDATED_TYPE),
         ("ce_subject", key),
         ("ce_time", updated_at.encode()),
         ("content-type", b"application/json"),
@@ -112,7 +125,18 @@ def updated_answer(
     ]
     if cause.traceparent is not None:
         headers.append(("traceparent", cause.traceparent.encode()))
-    return Answer(cause.offset, form.updated_topic, key, model, headers, cause.arrival, previous)
+    return headers
+
+
+_UPDATED_TYPE = UPDATED_TYPE.encode()
+
+
+def most_wire_size(answer: Answer, cause: Cause, source: str) -> int:
+    """Not less than `wire_size` of an `updated_answer`, and quicker."""
+    texts = 4 * (
+        len(cause.topic) + len(cause.source) + len(cause.id) + len(cause.traceparent or "") + len(source)
+    )
+    return 1_000 + 2 * len(answer.key or b"") + len(answer.value or b"") + texts
 
 
 def stored_rejection(rejection: Rejection, form: AnswerForm) -> StoredRejection:
@@ -165,7 +189,13 @@ def _size(stored: StoredRejection, form: AnswerForm, partition: int) -> int:
 
 
 def rejected_answer(stored: StoredRejection, form: AnswerForm, partition: int) -> Answer:
-    """A rejected record: as received, with the reason. Where a name stands twice the last counts: ours come last."""
+    """A rejected record: as received, with the reason."""
+    headers = partial(_rejected_headers, stored, form.updates_topic, partition)
+    return Answer(stored.offset, form.rejected_topic, stored.key, stored.value, headers, stored.arrival)
+
+
+def _rejected_headers(stored: StoredRejection, updates_topic: str, partition: int) -> Headers:
+    """Where a name stands twice the last counts: ours come last."""
     headers: Headers = [
         (name.decode("utf-8", "backslashreplace"), content)
         for name, content in zip(stored.header_names, stored.header_values, strict=True)
@@ -173,14 +203,14 @@ def rejected_answer(stored: StoredRejection, form: AnswerForm, partition: int) -
     headers += [
         ("rejection-code", stored.code.encode()),
         ("rejection-detail", stored.detail),
-        ("rejection-topic", form.updates_topic.encode()),
+        ("rejection-topic", updates_topic.encode()),
         ("rejection-partition", b"%d" % partition),
         ("rejection-offset", b"%d" % stored.offset),
         ("rejection-timestamp", b"%d" % stored.arrival),
     ]
     if stored.truncated is not None:
         headers.append(("rejection-truncated", stored.truncated))
-    return Answer(stored.offset, form.rejected_topic, stored.key, stored.value, headers, stored.arrival)
+    return headers
 
 
 def _raw(header_name: str) -> bytes:

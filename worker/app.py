@@ -284,4 +284,4 @@ def tune_collector() -> None:
     validation does (20 µs an event instead of 4)."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(500_000, 10, 10)

@@ -19,7 +19,7 @@ import orjson
 from worker.crash_points import reached
 from worker.database import Connection, transaction
 from worker.errors import DependencyAway, LaneStopped, Superseded
-from worker.measurement import PATCHABLE, Measurement, measurement_of
+from worker.measurement import BIT, JSON_FIELDS, PATCHABLE, Measurement, measurement_of
 from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES, Record, Rejection, Update, whole_length
 from worker.rejected_cases import settle_cases
@@ -182,21 +182,23 @@ async def _find_identities(
 async def _update_measurements(
     connection: Connection, measurements: Sequence[Measurement], lane: int
 ) -> None:
-    columns: list[list[Any]] = [[measurement.id for measurement in measurements]]
-    for field in PATCHABLE:
-        written = [field in measurement.written for measurement in measurements]
-        texts = [
-            None if not is_written or (text := measurement.fields[field]) is None else text.decode()
-            for measurement, is_written in zip(measurements, written, strict=True)
-        ]
-        if field in ("name", "notes"):
-            texts = [None if text is None else _string(text) for text in texts]
-        columns += [written, texts]
-    for field in PATCHABLE:
-        columns.append([measurement.positions[field] for measurement in measurements])
-    columns.append([measurement.updated_at for measurement in measurements])
-    columns.append([measurement.revision for measurement in measurements])
-    columns.append([measurement.last_answer and measurement.last_answer[1] for measurement in measurements])
+    written = stamped = 0
+    for measurement in measurements:
+        written |= measurement.written
+        stamped |= measurement.stamped
+    columns: list[list[Any] | None] = [
+        [measurement.id for measurement in measurements],
+        [measurement.written for measurement in measurements],
+        [measurement.updated_at for measurement in measurements],
+        [measurement.revision for measurement in measurements],
+        [measurement.last_answer and measurement.last_answer[1] for measurement in measurements],
+    ]
+    # asyncpg takes a microsecond for each element of an array: none is sent for a field that no row of the batch changes
+    columns += [_texts(field, measurements) if written & BIT[field] else None for field in PATCHABLE]
+    columns += [
+        [measurement.positions[field] for measurement in measurements] if stamped & BIT[field] else None
+        for field in PATCHABLE
+    ]
     status = await connection.execute(queries()["update_measurements"], *columns, lane)
     if (rows := int(status.rpartition(" ")[2])) != len(measurements):
         # the rows are locked, so they are there: something else keeps them from being written
@@ -207,11 +209,13 @@ async def _update_measurements(
         )
 
 
-def _string(text: str) -> str:
-    """JSON text of a string → the string, as the text columns take it."""
-    value = orjson.loads(text)
-    assert isinstance(value, str)
-    return value
+def _texts(field: str, measurements: Sequence[Measurement]) -> list[str | None]:
+    """What is written to a column: JSON text, or the string itself."""
+    bit = BIT[field]
+    texts = [measurement.fields[field] if measurement.written & bit else None for measurement in measurements]
+    if field in JSON_FIELDS:
+        return [None if text is None else text.decode() for text in texts]
+    return [None if text is None else orjson.loads(text) for text in texts]
 
 
 async def _insert_applied(connection: Connection, result: Plan, ground: Ground) -> None:

@@ -5,7 +5,7 @@ Fields stay the text that Postgres gave or orjson made: what no event touches is
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,6 +18,8 @@ from worker.record import Json, Position
 
 PATCHABLE = ("name", "protocol", "test_setup", "notes", "properties")
 JSON_FIELDS = ("protocol", "test_setup", "properties")
+BIT = {name: 1 << index for index, name in enumerate(PATCHABLE)}
+"""Sets of these fields are integers: sets of Python's take a microsecond each, several times an event."""
 MEASUREMENT_TYPES = ("time_series", "file", "properties")
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -83,6 +85,10 @@ def excess_in_database(text: bytes) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode()) + digits - len(text)
 
 
+MOST_GROWTH = 84
+"""A text becomes at most so many times as long: four bytes of it, 1e-7 for example, may have 326 digits and a space."""
+
+
 def _most_excess(text: bytes) -> int:
     """At most so many: orjson prints exponents as e-7 and e+22, and the smallest double, 5e-324, has 326 digits."""
     return text.count(b",") + text.count(b":") + 326 * (text.count(b"e-") + text.count(b"e+"))
@@ -106,8 +112,10 @@ class Measurement:
     """The model's fields that no event changes, as the beginning of a JSON object."""
     fault: str | None
     """Why the response model can't express those fields; None where it can."""
-    written: set[str]
+    written: int = 0
     """The fields whose value in the database has to be replaced."""
+    stamped: int = 0
+    """Those whose position has to be: also where an event says what stands there."""
     applied: bool = False
     excess: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     """Field → a text, and what `excess_in_database` says of it."""
@@ -139,15 +147,15 @@ class Measurement:
             fields["properties"] or b"null",
         )
 
-    def growth(self, fields: Mapping[str, bytes | None], changed: Collection[str], room: int) -> int:
+    def growth(self, fields: Mapping[str, bytes | None], changed: int, room: int) -> int:
         """How much larger the model will be once it comes from the database: a batch's end makes no difference to sizes.
 
         Counted only where it may be more than `room` (bytes).
         """
         texts = {
             name: text
-            for name in self.written.union(changed).intersection(JSON_FIELDS)
-            if (text := fields[name]) is not None
+            for name in JSON_FIELDS
+            if BIT[name] & (self.written | changed) and (text := fields[name]) is not None
         }
         if sum(map(_most_excess, texts.values())) <= room:
             return 0
@@ -237,7 +245,6 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
         last_answer=None if answer_lane is None else (answer_lane, answer_offset),
         model_head=head,
         fault=fault,
-        written=set(),
     )
 
 

@@ -16,12 +16,22 @@ from worker.answer import (
     AnswerForm,
     Cause,
     StoredRejection,
+    most_wire_size,
     rejected_answer,
     stored_rejection,
     updated_answer,
     wire_size,
 )
-from worker.measurement import PATCHABLE, Measurement, iso8601, same_json, timestamp_of
+from worker.measurement import (
+    BIT,
+    JSON_FIELDS,
+    MOST_GROWTH,
+    PATCHABLE,
+    Measurement,
+    iso8601,
+    same_json,
+    timestamp_of,
+)
 from worker.record import Json, Rejection, Update
 
 
@@ -188,7 +198,7 @@ def _apply(
     again: it was applied before, and a replay applies it again: a duplicate (None), where that changes nothing.
     """
     fields = dict(measurement.fields)
-    stamped = []
+    stamped = written = 0
     changed = []
     for name in PATCHABLE:
         if name not in update.patch:
@@ -199,12 +209,16 @@ def _apply(
         written_at = measurement.positions[name]
         if written_at is not None and update.position < written_at:
             continue  # late: something newer has written this field
-        stamped.append(name)
+        stamped |= BIT[name]
         before = fields[name]
         after = None if value is None else orjson.dumps(value)
-        if before == after or (before is not None and value is not None and same_json(before, value)):
+        # a string's text is one and the same; equal values of JSON may be written in many ways
+        if before == after or (
+            name in JSON_FIELDS and before and value is not None and same_json(before, value)
+        ):
             continue  # equal values stay as they stand, to the letter
         fields[name] = after
+        written |= BIT[name]
         changed.append(name)
     if again and not changed:
         return None
@@ -229,43 +243,49 @@ def _apply(
     record = update.record
     names = ",".join(changed)
     model = measurement.model(fields, updated_at)
+    cause = Cause(
+        record.topic,
+        record.partition,
+        record.offset,
+        update.arrival,
+        update.source,
+        update.id,
+        update.traceparent,
+    )
+    form = ground.form
     answer = updated_answer(
-        ground.form,
-        Cause(
-            record.topic,
-            record.partition,
-            record.offset,
-            update.arrival,
-            update.source,
-            update.id,
-            update.traceparent,
-        ),
+        form,
+        cause,
         measurement.id,
         iso8601(updated_at),
         revision,
         names,
         model,
         measurement.last_answer,
-        ground.form.source,
+        form.source,
     )
-    size = wire_size(answer.key, answer.value, answer.headers)
-    size += measurement.growth(fields, changed, ground.form.max_updated_bytes - size)
-    if size > ground.form.max_updated_bytes:
+    size = most_wire_size(answer, cause, form.source) * MOST_GROWTH
+    if size > form.max_updated_bytes:  # it may be: only then is it counted
+        size = wire_size(answer.key, answer.value, answer.headers)
+        size += measurement.growth(fields, written, form.max_updated_bytes - size)
+    if size > form.max_updated_bytes:
         return _reject(
             update,
             "answer_too_large",
-            f"The updated model would take {size} bytes, topic {ground.form.updated_topic} takes"
-            f" {ground.form.max_updated_bytes}: send less, or raise the topic's max.message.bytes.",
+            f"The updated model would take {size} bytes, topic {form.updated_topic} takes"
+            f" {form.max_updated_bytes}: send less, or raise the topic's max.message.bytes.",
             path="$",
-            expected=f"a measurement of at most {ground.form.max_updated_bytes} bytes",
+            expected=f"a measurement of at most {form.max_updated_bytes} bytes",
             found=size,
         )
 
     applied = Applied(update, revision, names, measurement.last_answer, model)
     measurement.fields = fields
-    for name in stamped:
-        measurement.positions[name] = update.position
-    measurement.written.update(changed)
+    for name in PATCHABLE:
+        if BIT[name] & stamped:
+            measurement.positions[name] = update.position
+    measurement.stamped |= stamped
+    measurement.written |= written
     measurement.revision = revision
     measurement.updated_at = updated_at
     measurement.last_answer = (ground.lane, record.offset)

@@ -29,7 +29,7 @@ async def test_a_producer_whose_successor_has_started_can_commit_nothing(lab: Sy
     )
 
     def answers(value: bytes) -> list[Answer]:
-        return [Answer(0, lab.settings.worker_updated_topic, b"m-1", value, [], 1)]
+        return [Answer(0, lab.settings.worker_updated_topic, b"m-1", value, list, 1)]
 
     try:
         await former.start()

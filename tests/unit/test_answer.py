@@ -1,12 +1,24 @@
-"""A rejected record goes back whole, or as much of it as its topic takes, and says what is missing."""
+"""A rejected record goes back whole, or as much of it as its topic takes, and says what is missing; what is too large is
+never taken for what surely fits."""
 
 import hashlib
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.test_plan import LogRecord
-from worker.answer import AnswerForm, rejected_answer, stored_rejection, wire_size
+from worker.answer import (
+    AnswerForm,
+    Cause,
+    most_wire_size,
+    rejected_answer,
+    stored_rejection,
+    updated_answer,
+    wire_size,
+)
+from worker.measurement import MOST_GROWTH, excess_in_database
 from worker.record import Rejection
 
 WHOLE = bytes(range(256)) * 400
@@ -54,3 +66,38 @@ def test_a_null_key_and_a_null_value_stay_null() -> None:
         0,
     )
     assert (answer.key, answer.value) == (None, None)
+
+
+_TEXTS = st.text(st.characters(codec="utf-8"), max_size=300)
+
+
+@given(
+    topic=_TEXTS, source=_TEXTS, id=_TEXTS, traceparent=st.none() | _TEXTS, ours=_TEXTS, measurement=_TEXTS
+)
+def test_no_answer_is_larger_than_the_quick_count_says(
+    topic: str, source: str, id: str, traceparent: str | None, ours: str, measurement: str
+) -> None:
+    latest = 2**63 - 1
+    cause = Cause(topic, latest, latest, latest, source, id, traceparent)
+    every = "name,protocol,test_setup,notes,properties"
+    answer = updated_answer(
+        AnswerForm(topic, "a", "r", ours),
+        cause,
+        measurement,
+        "9999-12-31T23:59:59.999999Z",
+        latest,
+        every,
+        b"{}",
+        None,
+        ours,
+    )
+    assert wire_size(answer.key, answer.value, answer.headers) <= most_wire_size(answer, cause, ours)
+
+
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1)
+    | st.just([5e-324, 1e-7, 1e22, -1e308])
+)
+def test_no_text_grows_more_in_the_database_than_is_reckoned_with(numbers: list[float]) -> None:
+    text = orjson.dumps(numbers)
+    assert len(text) + excess_in_database(text) <= len(text) * MOST_GROWTH

@@ -42,7 +42,7 @@ class Watched:
         self.watch.decided(Decided([], next_offset, 1, 0, []), arrival)
 
     def emit(self, next_offset: int, arrival: int) -> None:
-        with self.watch.emitting([Answer(next_offset - 1, "t", None, None, [], arrival)], next_offset):
+        with self.watch.emitting([Answer(next_offset - 1, "t", None, None, list, arrival)], next_offset):
             pass
 
     def hangs(self) -> bool:

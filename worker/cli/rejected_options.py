@@ -11,7 +11,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from contracts.events import REJECTION_CODES
-from worker.case_list import CASE_STATES, Case, CaseFilter, cases, find_case
+from worker.case_list import CASE_STATES, Case, CaseFilter, cases, find_case, read_id
 from worker.cli.terminal import fail
 from worker.database import Connection, connect, schema_is_current
 from worker.errors import Fatal
@@ -140,7 +140,9 @@ async def chosen(
 def check_choice(
     command: str, ids: Sequence[str], wanted: CaseFilter, states: Sequence[StateOption] | None, all_open: bool
 ) -> None:
-    """Ids, filters, or --all: exactly one of them. Exits 2."""
+    """Ids, filters, or --all: exactly one of them. Exits 2. Raises SettingsError where an id isn't one."""
+    for id in ids:
+        read_id(id, "")
     narrowed = is_narrowed(wanted, states)
     if ids and (narrowed or all_open):
         fail("expected ids or filters, found both: the ids alone say which", 2)

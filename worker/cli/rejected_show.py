@@ -12,7 +12,7 @@ from rich.text import Text
 
 from contracts.cloudevents import UpdateRejected
 from contracts.events import Violation
-from worker.case_list import Case, find_case, message_of, newest_records, rejected_record
+from worker.case_list import Case, find_case, message_of, newest_records, read_id, rejected_record
 from worker.cli.marked_body import Marked, mark, rendered
 from worker.cli.rejected_options import connected, moment, short_id
 from worker.cli.terminal import out
@@ -58,6 +58,7 @@ def show(
       measurement-updates rejected show 0/17 --json | jq -r .value
     """
     settings = load_settings()
+    read_id(id, settings.worker_updates_topic)  # before anything is connected to
     shown = asyncio.run(_look(settings, id))
     if json:
         print(orjson.dumps(_as_json(shown)).decode())

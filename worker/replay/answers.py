@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import Any
 
 from contracts.events import UPDATED_TYPE
-from worker.answer import Answer, AnswerForm
+from worker.answer import Answer, AnswerForm, Headers
 from worker.database import Connection
 from worker.errors import Fatal, SettingsError
 from worker.measurement import iso8601, measurement_of
@@ -169,23 +169,24 @@ def _state(form: AnswerForm, id: str, revision: int, updated_at: int, model: byt
     """A measurement updated event that no event has caused: the same state has the same id."""
     key = id.encode()
     event = f"{form.updates_topic}/current/{blake2b(b'%d:' % revision + model, digest_size=16).hexdigest()}"
+    headers: Headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", event.encode()),
+        ("ce_source", form.source.encode()),
+        ("ce_type", UPDATED_TYPE.encode()),
+        ("ce_subject", key),
+        ("ce_time", iso8601(updated_at).encode()),
+        ("content-type", b"application/json"),
+        ("ce_revision", b"%d" % revision),
+        ("ce_changed", b""),
+        ("ce_causationid", event.encode()),
+        ("ce_causationsource", b"measurement-updates/resend"),
+    ]
     return Answer(
         0,
         form.updated_topic,
         key,
         model,
-        [
-            ("ce_specversion", b"1.0"),
-            ("ce_id", event.encode()),
-            ("ce_source", form.source.encode()),
-            ("ce_type", UPDATED_TYPE.encode()),
-            ("ce_subject", key),
-            ("ce_time", iso8601(updated_at).encode()),
-            ("content-type", b"application/json"),
-            ("ce_revision", b"%d" % revision),
-            ("ce_changed", b""),
-            ("ce_causationid", event.encode()),
-            ("ce_causationsource", b"measurement-updates/resend"),
-        ],
+        lambda: headers,
         (updated_at + 946_684_800_000_000) // 1000,
     )

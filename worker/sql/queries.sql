@@ -88,27 +88,26 @@ SELECT identity, content, arrival FROM measurement_updates.applied_updates WHERE
 
 -- name: update_measurements
 -- A field that wasn't written keeps its column as it is (no new TOAST value, and exactly what REST wrote).
+-- $2: the fields that are written, a bit each. $6 to $15: NULL instead of an array where no row changes the field.
 UPDATE cell_measurements AS m
-SET name = CASE WHEN u.name_set THEN u.name ELSE m.name END,
-    protocol = CASE WHEN u.protocol_set THEN u.protocol ELSE m.protocol END,
-    test_setup = CASE WHEN u.test_setup_set THEN u.test_setup ELSE m.test_setup END,
-    notes = CASE WHEN u.notes_set THEN u.notes ELSE m.notes END,
-    properties = CASE WHEN u.properties_set THEN u.properties ELSE m.properties END,
-    name_position = u.name_position,
-    protocol_position = u.protocol_position,
-    test_setup_position = u.test_setup_position,
-    notes_position = u.notes_position,
-    properties_position = u.properties_position,
+SET name = CASE WHEN u.written & 1 <> 0 THEN u.name ELSE m.name END,
+    protocol = CASE WHEN u.written & 2 <> 0 THEN u.protocol ELSE m.protocol END,
+    test_setup = CASE WHEN u.written & 4 <> 0 THEN u.test_setup ELSE m.test_setup END,
+    notes = CASE WHEN u.written & 8 <> 0 THEN u.notes ELSE m.notes END,
+    properties = CASE WHEN u.written & 16 <> 0 THEN u.properties ELSE m.properties END,
+    name_position = coalesce(u.name_position, m.name_position),
+    protocol_position = coalesce(u.protocol_position, m.protocol_position),
+    test_setup_position = coalesce(u.test_setup_position, m.test_setup_position),
+    notes_position = coalesce(u.notes_position, m.notes_position),
+    properties_position = coalesce(u.properties_position, m.properties_position),
     updated_at = u.updated_at,
     revision = u.revision,
-    answer_lane = $20,
+    answer_lane = $16,
     answer_offset = u.answer_offset
-FROM unnest($1::text[], $2::boolean[], $3::text[], $4::boolean[], $5::jsonb[], $6::boolean[], $7::jsonb[],
-            $8::boolean[], $9::text[], $10::boolean[], $11::jsonb[], $12::bytea[], $13::bytea[], $14::bytea[],
-            $15::bytea[], $16::bytea[], $17::timestamptz[], $18::bigint[], $19::bigint[])
-     AS u (id, name_set, name, protocol_set, protocol, test_setup_set, test_setup, notes_set, notes,
-           properties_set, properties, name_position, protocol_position, test_setup_position, notes_position,
-           properties_position, updated_at, revision, answer_offset)
+FROM unnest($1::text[], $2::integer[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::text[], $7::jsonb[], $8::jsonb[],
+            $9::text[], $10::jsonb[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[])
+     AS u (id, written, updated_at, revision, answer_offset, name, protocol, test_setup, notes, properties,
+           name_position, protocol_position, test_setup_position, notes_position, properties_position)
 WHERE m.id = u.id;
 
 -- name: insert_rejected
