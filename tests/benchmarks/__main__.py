@@ -12,26 +12,21 @@ and then the worker's latency, open-loop. What is measured, and how: measure.py,
 
 import argparse
 import asyncio
-import contextlib
 import subprocess
 import sys
 import tempfile
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-import asyncpg
 import orjson
 from rich.console import Console
 from rich.progress import Progress
 
 from tests.benchmarks.latency import latencies
-from tests.benchmarks.log import fill_log, fill_rows
 from tests.benchmarks.measure import Result, measured
+from tests.benchmarks.prepare import prepared
 from tests.benchmarks.report import Report, print_report
-from tests.system import System, system
-from worker.schema import migrate
+from tests.system import System
 from worker.settings import load_settings
 from worker.stack import running_stack
 
@@ -70,46 +65,25 @@ async def _run(servers: str, database_url: str, options: argparse.Namespace) -> 
         f"{options.events:,} events, {options.measurements:,} measurements, {options.partitions} partitions,"
         f" {options.rounds} rounds"
     )
+    log = {"measurements": options.measurements, "partitions": options.partitions}
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("benchmark", total=len(names) * options.rounds + len(options.rates))
         for _ in range(options.rounds):
             for name in names:
                 events = options.plain_events if name.startswith("plain") else options.events
-                async with _prepared(servers, database_url, options, events) as bench:
+                async with prepared(servers, database_url, events=events, **log) as bench:
                     report.results.setdefault(name, []).append(await CONTESTANTS[name](bench, events))
                 progress.advance(task)
         for rate in options.rates:
-            async with _prepared(servers, database_url, options, 0) as bench:
+            async with prepared(servers, database_url, events=0, **log) as bench:
                 report.latencies[rate] = await latencies(bench, rate, _LATENCY_SECONDS, options.measurements)
             progress.advance(task)
     return report
 
 
-@contextlib.asynccontextmanager
-async def _prepared(
-    servers: str, database_url: str, options: argparse.Namespace, events: int
-) -> AsyncIterator[System]:
-    """Fresh topics and a fresh database, filled with the same rows and the same log each time."""
-    name = f"bench_{uuid.uuid4().hex[:8]}"
-    admin = await asyncpg.connect(database_url)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    url = urlunsplit(urlsplit(database_url)._replace(path=f"/{name}"))
-    connection = await asyncpg.connect(url)
-    await migrate(connection)
-    try:
-        async with system(servers, url, worker_partitions=options.partitions) as bench:
-            await fill_rows(bench, options.measurements)
-            await asyncio.to_thread(fill_log, bench, events, options.measurements)
-            yield bench
-    finally:
-        await connection.close()
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
-
-
 async def _worker(bench: System, events: int) -> Result:
     with tempfile.TemporaryFile() as log, bench.process(log) as process:
-        result = await measured(bench, process.pid, events)
+        result = await measured(bench, [process.pid], events)
     answers = await bench.database.fetchval("SELECT count(*) FROM measurement_updates.applied_updates")
     if answers != events:
         sys.exit(f"expected {events} updates applied, found {answers}")
@@ -126,7 +100,7 @@ def _script(name: str, *more: str) -> Contestant:
             [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments, str(events), *more]
         )
         try:
-            return await measured(bench, process.pid, events)
+            return await measured(bench, [process.pid], events)
         finally:
             process.terminate()
             process.wait()

@@ -11,6 +11,7 @@ import asyncpg
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
+from worker.measurement import BIT
 from worker.sql import queries
 
 _ANSWER_BYTES = b"x" * 900
@@ -35,16 +36,14 @@ async def main(servers: str, dsn: str, updates: str, updated: str, events: int, 
         seen += len(records)
         patches = {record.key.decode(): orjson.loads(record.value) for record in records}
         rows = len(patches)
-        no, nothing, yes, position = [False] * rows, [None] * rows, [True] * rows, [_POSITION] * rows
         await connection.execute(
             queries()["update_measurements"],
             list(patches),
-            no, nothing, no, nothing,
-            yes, [orjson.dumps(patch["test_setup"]).decode() for patch in patches.values()],
-            yes, [patch["notes"] for patch in patches.values()],
-            no, nothing,
-            nothing, nothing, position, position, nothing,
-            [datetime.now(UTC)] * rows, [seen] * rows, [seen] * rows, None,
+            [BIT["test_setup"] | BIT["notes"]] * rows,
+            [datetime.now(UTC)] * rows, [seen] * rows, [seen] * rows,
+            None, None, [orjson.dumps(patch["test_setup"]).decode() for patch in patches.values()],
+            [patch["notes"] for patch in patches.values()], None,
+            None, None, [_POSITION] * rows, [_POSITION] * rows, None, None,
         )  # fmt: skip
         partition = seen % partitions
         builder = producer.create_batch()

@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 from confluent_kafka import Consumer, TopicPartition
@@ -36,16 +37,22 @@ class Result:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-class Visible:
-    """How far a topic can be read by read_committed subscribers."""
+class Progress(Protocol):
+    """How many events are done with, in all."""
 
-    def __init__(self, servers: str, topic: str, partitions: int) -> None:
-        self._consumer = Consumer(
-            {"bootstrap.servers": servers, "group.id": "nobody", "isolation.level": "read_committed"}
-        )
+    async def count(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Visible:
+    """Answers that read_committed subscribers can see."""
+
+    def __init__(self, bench: System) -> None:
+        self._consumer = _consumer(bench)
+        topic, partitions = bench.settings.worker_updated_topic, bench.settings.worker_partitions
         self._partitions = [TopicPartition(topic, number) for number in range(partitions)]
 
-    async def end(self) -> int:
+    async def count(self) -> int:
         """Sum of the ends. Transaction markers take offsets, too: a hundredth of a percent here."""
         return await asyncio.to_thread(
             lambda: sum(self._consumer.get_watermark_offsets(tp)[1] for tp in self._partitions)
@@ -55,35 +62,70 @@ class Visible:
         self._consumer.close()
 
 
-async def measured(bench: System, pid: int, events: int, timeout: float = 900) -> Result:
-    """A contestant that has just been started, until it has answered all events."""
-    visible = Visible(
-        bench.settings.bootstrap_servers,
-        bench.settings.worker_updated_topic,
-        bench.settings.worker_partitions,
+class Committed:
+    """Records below the group's offsets, whether they have an answer or are duplicates."""
+
+    def __init__(self, bench: System) -> None:
+        self._consumer = _consumer(bench)
+        self._partitions = [
+            TopicPartition(bench.updates, number) for number in range(bench.settings.worker_partitions)
+        ]
+
+    async def count(self) -> int:
+        return await asyncio.to_thread(
+            lambda: sum(max(0, found.offset) for found in self._consumer.committed(self._partitions, 30))
+        )
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def _consumer(bench: System) -> Consumer:
+    """Of the worker's group, without joining it."""
+    return Consumer(
+        {
+            "bootstrap.servers": bench.settings.bootstrap_servers,
+            "group.id": bench.settings.worker_group,
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+        }
     )
+
+
+async def measured(
+    bench: System,
+    pids: Sequence[int],
+    events: int,
+    *,
+    progress: Progress | None = None,
+    done_before: int = 0,
+    timeout: float = 900,
+) -> Result:
+    """A contestant (its processes) that has just been started, until it is done with all events."""
+    progress = progress or Visible(bench)
+    upto = done_before + events
     try:
         async with asyncio.timeout(timeout):
-            while (before := await visible.end()) == 0:
-                _alive(pid)
+            while (before := await progress.count()) <= done_before:
+                _alive(pids)
                 await asyncio.sleep(_LOOK_EVERY)  # a sampler's pace
             began = last = time.monotonic()
-            cpu, wal = _cpu(pid), await _wal(bench)
+            cpu, wal = _cpu(pids), await _wal(bench)
             seen, used, written = before, cpu, wal
-            while seen < events or time.monotonic() - last < _QUIET:
-                _alive(pid)
+            while seen < upto or time.monotonic() - last < _QUIET:
+                _alive(pids)
                 await asyncio.sleep(_LOOK_EVERY)  # a sampler's pace
-                if (end := await visible.end()) > seen:
-                    seen, last = end, time.monotonic()
-                    if seen >= events:
-                        used, written = _cpu(pid), await _wal(bench)
+                if (count := await progress.count()) > seen:
+                    seen, last = count, time.monotonic()
+                    if seen >= upto:
+                        used, written = _cpu(pids), await _wal(bench)
     finally:
-        visible.close()
-    count = events - before
+        progress.close()
+    count = upto - before
     return Result(
         events_per_second=count / (last - began),
         cpu={kind: (used[kind] - cpu[kind]) / count * 1e6 for kind in cpu},
-        peak_mib=peak_mib(pid),
+        peak_mib=max(map(peak_mib, pids)),
         wal_bytes=(written - wal) / count,
     )
 
@@ -98,14 +140,15 @@ async def _wal(bench: System) -> int:
     return int(await bench.database.fetchval("SELECT pg_current_wal_lsn() - '0/0'"))
 
 
-def _alive(pid: int) -> None:
-    if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-        raise SystemExit(f"process {pid}, which is measured, has ended")
+def _alive(pids: Sequence[int]) -> None:
+    for pid in pids:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            raise SystemExit(f"process {pid}, which is measured, has ended")
 
 
-def _cpu(pid: int) -> dict[str, float]:
-    """Seconds of CPU so far: of this process, of all Postgres processes, of the broker (0 where they run elsewhere)."""
-    seconds = {"itself": _seconds(psutil.Process(pid)), "postgres": 0.0, "broker": 0.0}
+def _cpu(pids: Sequence[int]) -> dict[str, float]:
+    """Seconds of CPU so far: of these processes, of all Postgres processes, of the broker (0 where they run elsewhere)."""
+    seconds = {"itself": sum(_seconds(psutil.Process(pid)) for pid in pids), "postgres": 0.0, "broker": 0.0}
     for other in psutil.process_iter(["name"]):
         name = other.info["name"]
         kind = "postgres" if name == "postgres" else "broker" if name == "java" else None
