@@ -1,6 +1,6 @@
 # Everything a developer runs. Needs make and Python >= 3.11 with venv; the rest comes into .venv, from the lock.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check bench lock clean
+.PHONY: help setup demo test faults check bench growth lock clean
 SHELL := /bin/sh
 
 # The first of these that is new enough; `make setup PYTHON=/path/to/python3` chooses another.
@@ -45,6 +45,9 @@ check: setup  ## what CI runs: format, lint, types, imports, tests
 
 bench: setup  ## events/s, beside the floor without our logic
 	$(BIN)/python -m tests.benchmarks
+
+growth: setup  ## the same as rows, history and partitions grow, and as it catches up (an hour)
+	$(BIN)/python -m tests.benchmarks.growth
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 

@@ -1,4 +1,4 @@
-"""`make bench-growth`: the worker's rate as what it works on grows, beside its rate on little, and as it catches up.
+"""`make growth`: the worker's rate as what it works on grows, beside its rate on little, and as it catches up.
 
 Each case runs right after a run of the base (10,000 measurements, an empty history, 4 partitions, one worker) and is given
 as a share of that one. Loading what is large takes longer than the cases themselves.
@@ -58,7 +58,7 @@ CASES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="make bench-growth", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make growth", description=__doc__)
     parser.add_argument("--only", action="append", choices=[name for name in CASES if name != BASE])
     options = parser.parse_args()
     names = options.only or [name for name in CASES if name != BASE]

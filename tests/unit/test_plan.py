@@ -374,6 +374,12 @@ def agree(steps: Sequence[Step]) -> Iterator[str]:
     assert store.rows.keys() == naive.rows.keys()
 
 
+def as_sent(answer: Answer) -> tuple[object, ...]:
+    """To compare: what goes out, and what it waits for."""
+    content = answer.key, answer.value, answer.headers
+    return answer.offset, answer.topic, *content, answer.arrival, answer.previous
+
+
 def same(answer: Answer, outcome: model.Outcome) -> None:
     """The answer is the one that the model expects."""
     headers = {name: (value or b"").decode() for name, value in answer.headers}
