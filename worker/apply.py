@@ -193,7 +193,8 @@ async def _update_measurements(
         [measurement.revision for measurement in measurements],
         [measurement.last_answer and measurement.last_answer[1] for measurement in measurements],
     ]
-    # asyncpg takes a microsecond for each element of an array: none is sent for a field that no row of the batch changes
+    # asyncpg asks of each element of an array whether it is one itself (Iterable? Sized?), which costs more than to send it:
+    # there is no array for a field that no row of the batch changes
     columns += [_texts(field, measurements) if written & BIT[field] else None for field in PATCHABLE]
     columns += [
         [measurement.positions[field] for measurement in measurements] if stamped & BIT[field] else None

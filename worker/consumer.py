@@ -31,8 +31,8 @@ _HEADER_BYTES = 64
 """What a header takes in memory beside its name and value."""
 _IDLE_WAIT = 1.0
 _PACE = 0.003
-"""Seconds from one fetch to the next, at least: where records come one by one, each would cost a round of its own, a
-millisecond of CPU, while the batch before it is still being applied."""
+"""Seconds from one fetch to the next, at least: where records come one by one, each would cost a round of its own
+through aiokafka and FastStream while the batch before it is still being applied."""
 
 
 @dataclass(slots=True)

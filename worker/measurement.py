@@ -19,7 +19,7 @@ from worker.record import Json, Position
 PATCHABLE = ("name", "protocol", "test_setup", "notes", "properties")
 JSON_FIELDS = ("protocol", "test_setup", "properties")
 BIT = {name: 1 << index for index, name in enumerate(PATCHABLE)}
-"""Sets of these fields are integers: sets of Python's take a microsecond each, several times an event."""
+"""Sets of these fields are integers, a bit each, here and in SQL: nothing is built to hold them, several times an event."""
 MEASUREMENT_TYPES = ("time_series", "file", "properties")
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)

@@ -1,7 +1,8 @@
 """`make growth`: the worker's rate as what it works on grows, beside its rate on little, and as it catches up.
 
 Each case runs right after a run of the base (10,000 measurements, an empty history, 4 partitions, one worker) and is given
-as a share of that one. Loading what is large takes longer than the cases themselves.
+as a share of that one. With two workers the rebalance at the second one's joining is in the figure. Loading what is large
+takes longer than the cases themselves.
 """
 
 import argparse
@@ -113,7 +114,7 @@ async def _applied(bench: System, case: Case, done_before: int) -> Result:
             bench,
             [worker.pid for worker in workers],
             case.events,
-            progress=Committed(bench),
+            done=Committed(bench),
             done_before=done_before,
         )
 

@@ -42,7 +42,7 @@ class Result:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-class Progress(Protocol):
+class DoneCount(Protocol):
     """How many events are done with, in all."""
 
     async def count(self) -> int: ...
@@ -108,16 +108,16 @@ async def measured(
     pids: Sequence[int],
     events: int,
     *,
-    progress: Progress | None = None,
+    done: DoneCount | None = None,
     done_before: int = 0,
     timeout: float = 900,
 ) -> Result:
     """A contestant (its processes) that has just been started, until it is done with all events."""
-    progress = progress or Visible(bench)
+    done = done or Visible(bench)
     upto = done_before + events
     try:
         async with asyncio.timeout(timeout):
-            while (before := await progress.count()) <= done_before:
+            while (before := await done.count()) <= done_before:
                 _alive(pids)
                 await asyncio.sleep(_LOOK_EVERY)  # a sampler's pace
             began = last = time.monotonic()
@@ -126,12 +126,12 @@ async def measured(
             while seen < upto or time.monotonic() - last < _QUIET:
                 _alive(pids)
                 await asyncio.sleep(_LOOK_EVERY)  # a sampler's pace
-                if (count := await progress.count()) > seen:
+                if (count := await done.count()) > seen:
                     seen, last = count, time.monotonic()
                     if seen >= upto:
                         used, written = _cpu(pids), await _wal(bench)
     finally:
-        progress.close()
+        done.close()
     count = upto - before
     return Result(
         events_per_second=count / (last - began),

@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import orjson
+import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -188,6 +189,17 @@ async def test_a_case_is_shown_with_its_marks_its_measurement_and_its_history(la
     assert shown["violations"][0]["path"] == "$.test_setup.channel_number"
     assert shown["measurement"]["notes"] == "as it was"
     assert shown["rejections"][0]["place"] == first(sent)
+
+
+@pytest.mark.parametrize("act", [("show",), ("discard", "--why", "a test")])
+async def test_what_is_no_id_is_said_before_anything_is_connected_to(
+    lab: System, act: tuple[str, ...]
+) -> None:
+    code, out, errors = await rejected(
+        lab, *act, "nonsense", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none"
+    )
+    assert (code, out) == (2, "")
+    assert "expected PARTITION/OFFSET or TOPIC/PARTITION/OFFSET, found nonsense" in errors
 
 
 async def test_a_place_without_a_case_is_explained(lab: System) -> None:

@@ -134,7 +134,9 @@ class InputLog:
     def is_judged_again(self, partition: int, offset: int) -> bool:
         """By a lane that an operator has restarted, after the snapshot: it may have answered something else."""
         known = self.partitions.get(partition)
-        return known is not None and known.decided_to <= offset < known.retired_to
+        if known is None or known.another_log:  # nobody judges that one before an operator has decided
+            return False
+        return known.decided_to <= offset < known.retired_to
 
     def decided_elsewhere(self, place: Place) -> bool:
         """Does the snapshot know of that record, be it of another input or of a log that is gone?"""
