@@ -27,6 +27,8 @@ from tests.replays import (
     the_replay,
 )
 from tests.system import System
+from worker.errors import Superseded
+from worker.replay import runs
 from worker.replay.groups import group_offsets
 from worker.replay.selection import time_text
 from worker.verification import verify
@@ -298,6 +300,17 @@ async def test_who_is_resumed_elsewhere_is_fenced_and_says_so(lab: System) -> No
     assert run["published"] == 2_000
     counted = copied(await log_of(lab))
     assert (len(counted), set(counted.values())) == (2_000, {1})
+
+
+async def test_who_finds_it_finished_by_another_is_not_told_that_it_was_cancelled(lab: System) -> None:
+    """It was stopped just before it noted how far it is."""
+    await some_records(lab, 10)
+    async with lab.worker():
+        run = await replayed(lab, "--from", "earliest", *WHY)
+    found = await runs.find(lab.database, run["id"])
+    for step in (runs.note, runs.all_published):
+        with pytest.raises(Superseded, match="another process has gone on with this replay: it is done"):
+            await step(lab.database, found)
 
 
 async def test_two_resumes_at_once_publish_each_record_once(lab: System) -> None:

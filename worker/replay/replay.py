@@ -21,7 +21,7 @@ import orjson
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from worker.errors import Fatal, Superseded
+from worker.errors import Fatal
 from worker.replay import runs
 from worker.replay.ground import Ground, Says, Warn, now_ms
 from worker.replay.groups import delete_group, group_offsets
@@ -84,9 +84,7 @@ async def publish(ground: Ground, id: str, says: Says, warn: Warn) -> Run:
         now = await runs.find(ground.connection, id)
         if now.state == "running":
             raise
-        raise Superseded(
-            f"another process has gone on with replay {id} meanwhile: it is {now.state}"
-        ) from error
+        raise runs.ended_elsewhere(now) from error
     finally:
         await producer.stop()
     return run

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 
 from worker.database import Connection
-from worker.errors import Fatal
+from worker.errors import Fatal, Superseded, WorkerError
 from worker.replay.ranges import Range
 from worker.replay.selection import Selection
 from worker.sql import queries
@@ -117,9 +117,16 @@ async def latest(connection: Connection, topic: str, count: int = 20) -> list[Ru
 
 
 async def note(connection: Connection, run: Run) -> None:
-    """How far it is. Raises Fatal where somebody has cancelled it."""
+    """How far it is. Raises Fatal where somebody has cancelled it, Superseded where another process has gone on with it."""
     if await connection.fetchval(queries("replay.sql")["note_replay"], run.id, *astuple(run.counts)) is None:
-        raise cancelled(run)
+        raise ended_elsewhere(await find(connection, run.id))
+
+
+def ended_elsewhere(run: Run) -> WorkerError:
+    """Why this process has nothing to do with it any more. `run`: as it is now."""
+    if run.state == "cancelled":
+        return cancelled(run)
+    return Superseded(f"another process has gone on with this replay: it is {run.state} now")
 
 
 def cancelled(run: Run) -> Fatal:
@@ -140,10 +147,12 @@ async def note_written(connection: Connection, run: Run, written: Sequence[Writt
 
 
 async def all_published(connection: Connection, run: Run) -> Run:
-    """As it is now. Raises Fatal where somebody has cancelled it."""
-    if await connection.fetchval(queries("replay.sql")["all_published"], run.id) is None:
-        raise cancelled(run)
-    return await find(connection, run.id)
+    """As it is now. Raises what `note` does."""
+    published = await connection.fetchval(queries("replay.sql")["all_published"], run.id)
+    now = await find(connection, run.id)
+    if published is None:
+        raise ended_elsewhere(now)
+    return now
 
 
 async def cancel(connection: Connection, id: str, by: str) -> Run:

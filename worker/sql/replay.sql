@@ -21,7 +21,7 @@ SELECT * FROM measurement_updates.replays WHERE id = $1;
 SELECT * FROM measurement_updates.replays WHERE topic = $1 ORDER BY started_at DESC LIMIT $2;
 
 -- name: note_replay
--- None where somebody has cancelled it. $1 id, $2 read, $3 selected, $4 published, $5 unpublishable, $6 missed
+-- None where it isn't running any more. $1 id, $2 read, $3 selected, $4 published, $5 unpublishable, $6 missed
 UPDATE measurement_updates.replays
 SET read = $2, selected = $3, published = $4, unpublishable = $5, missed = $6
 WHERE id = $1 AND state = 'running' RETURNING id;
