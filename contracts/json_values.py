@@ -39,7 +39,7 @@ def read_json(value: bytes) -> Json:
     # orjson is right about most values. What it isn't right about shows in the bytes: a run of 16 digits
     # (and points), a digit before an "e", a fraction of zeros. In a string that costs a look, nothing else.
     shape = value.translate(_SHAPES)
-    if _LONG in shape or b"9e" in shape or _ZERO_FRACTION.search(value):
+    if _LONG in shape or b"9e" in shape or _may_hold_whole_double(value):
         if _TOO_LONG in shape:
             _check_integers(value)
         return _whole_numbers(parsed)
@@ -54,6 +54,16 @@ _LONG = b"9" * 16
 # The shortest integer literals out of range have 19 digits.
 _TOO_LONG = b"9" * 19
 _ZERO_FRACTION = re.compile(rb"\.0+(?![0-9])")
+
+
+def _may_hold_whole_double(value: bytes) -> bool:
+    """Whether a fraction of zeros ends what may be a number, other than in "at 25.0 °C". Of many, some are looked at."""
+    for count, found in enumerate(_ZERO_FRACTION.finditer(value), start=1):
+        dot = found.start()
+        before = value[max(0, dot - 40) : dot].rstrip(b"0123456789").rstrip(b"- \t\n\r")
+        if before[-1:] in b"[:," or count == 8:  # b"" is: it begins there, or too far away to be seen
+            return True
+    return False
 
 
 def _integer(literal: str) -> int:

@@ -154,6 +154,16 @@ def test_numbers_without_a_fraction_that_fit_64_bits_are_integers_and_exact(
     assert read_json(literal.encode()) == value
 
 
+@pytest.mark.parametrize("gap", ["", " ", "\n", " \t\r\n", " " * 50])
+@pytest.mark.parametrize("before", ["", '"at 25.0 °C",', '"25.0",', '"1.0 2.0",' * 10])
+def test_a_whole_number_is_one_wherever_it_stands(gap: str, before: str) -> None:
+    found = read(f"[{before}{gap}-3.0{gap},{gap}4.00]")
+    assert [(value, type(value)) for value in found[-2:]] == [(-3, int), (4, int)]
+    assert read(f'{{"a":{gap}3.0}}') == {"a": 3}
+    assert type(read(f'{{"a":{gap}3.0}}')["a"]) is int
+    assert type(read_json(f"{gap}3.0".encode())) is int
+
+
 def test_of_duplicate_keys_the_last_one_counts() -> None:
     assert accepted(of('{"notes":5,"notes":"x"}')).patch == {"notes": "x"}
     assert rejected(of('{"notes":"x","notes":5}')).code == "invalid_patch"
