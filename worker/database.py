@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from worker.errors import DependencyAway, Fatal
+from worker.errors import BY_ITSELF, DependencyAway, Fatal
 from worker.sql import migrations
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -24,10 +24,7 @@ COMMAND_TIMEOUT = 15.0
 """Seconds for a statement of the worker: more than it waits for a lock. A connection that has died without a word is noticed
 by nothing else, where something in between keeps it open."""
 
-_ANY_POSTGRES_AWAY = (
-    "nothing, where it is short: it goes on by itself. Else see that the database (DATABASE_URL) is up, and reachable"
-    " from here"
-)
+_ANY_POSTGRES_AWAY = f"{BY_ITSELF}see that the database (DATABASE_URL) is up, and reachable from here"
 _POSTGRES_AWAY = {  # SQLSTATE class
     "28": "see that user and password in DATABASE_URL are right, and that pg_hba.conf lets this worker in",
     "42": "see that the user in DATABASE_URL may use schema measurement_updates and update cell_measurements, and that"

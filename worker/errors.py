@@ -8,6 +8,11 @@ WorkerError
 └── DependencyAway         Kafka or Postgres is away or refuses for now: wait, back off, go on
 """
 
+BY_ITSELF = "nothing, where it is short: it goes on by itself. Else "
+"""How `do` begins where a worker waits. A command doesn't: who runs it does the rest at once."""
+
+KAFKA_AWAY = f"{BY_ITSELF}see that the brokers (KAFKA_BOOTSTRAP_SERVERS) are up, and reachable from here"
+
 
 class WorkerError(Exception):
     """Base of everything this worker raises on purpose. A message says what to do, or `do` does."""
@@ -41,4 +46,4 @@ class Superseded(WorkerError):
 class DependencyAway(WorkerError):
     """Kafka or Postgres doesn't answer, or refuses for a while. Always worth another try."""
 
-    do = "nothing, where it is short: it goes on by itself. Else see that Kafka and Postgres are up, and reachable from here"
+    do = f"{BY_ITSELF}see that Kafka and Postgres are up, and reachable from here"

@@ -3,18 +3,20 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocol
 from aiokafka.errors import (
+    GroupAuthorizationFailedError,
     GroupCoordinatorNotAvailableError,
     GroupLoadInProgressError,
     KafkaError,
+    NotCoordinatorForGroupError,
     for_code,
 )
 
@@ -24,6 +26,8 @@ from worker.errors import DependencyAway
 from worker.settings import Settings
 from worker.verification.topics import Broker, broker
 
+GROUP_HIDDEN = "this client may not look at it"
+_Answer = TypeVar("_Answer")
 _TIMEOUT = 10.0
 _FETCH, _LIST_TRANSACTIONS = 1, 66
 
@@ -57,6 +61,11 @@ class KafkaState:
     """By partition of the input; empty where the topic isn't there."""
 
     @property
+    def group_words(self) -> str:
+        """Its state, for people."""
+        return "nobody has joined it yet" if self.group_state == "Dead" else self.group_state
+
+    @property
     def rebalancing(self) -> bool:
         return self.group_state in ("PreparingRebalance", "CompletingRebalance")
 
@@ -81,15 +90,19 @@ class KafkaLook:
                 if topic["error_code"] == 0
             }
             version = kafka_version(await self.api_versions())
-            group_state, assigned, members = await self._group()
+            try:
+                group_state, assigned, members = await self._group()
+            except GroupAuthorizationFailedError:
+                group_state, assigned, members = GROUP_HIDDEN, {}, 0
         name = settings.worker_updates_topic
         logs: dict[int, LogState] = {}
         if name in topics:
             topic = await self._log.topic(name)
-            ends, committed = await self._log.stable_ends(topic), await self._log.committed(topic)
+            ends = await self._log.stable_ends(topic)
+            committed = {} if group_state == GROUP_HIDDEN else await self._log.committed(topic)
             logs = {
                 tp.partition: LogState(
-                    topic.first[tp], ends[tp], committed[tp], assigned.get((name, tp.partition))
+                    topic.first[tp], ends[tp], committed.get(tp), assigned.get((name, tp.partition))
                 )
                 for tp in topic.partitions
             }
@@ -113,23 +126,32 @@ class KafkaLook:
     async def _group(self) -> tuple[str, dict[tuple[str, int], str], int]:
         """The group's state, (topic, partition) → member's host, and how many members it has."""
         group = self._settings.worker_group
-        # a broker that has just begun makes the topic of offsets first, or reads it
-        coordinator = None
-        while coordinator is None:
-            try:
-                coordinator = await self.admin.find_coordinator(group)
-            except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError):
-                await asyncio.sleep(0.1)
-        [response] = await self.admin.describe_consumer_groups([group], coordinator)
-        [(code, _group, state, _type, _protocol, members)] = [found[:6] for found in response.groups]
-        if code:
-            raise for_code(code)(f"group {group}")
+
+        async def described() -> tuple[str, Any]:
+            coordinator = await self.admin.find_coordinator(group)
+            [response] = await self.admin.describe_consumer_groups([group], coordinator)
+            [(code, _group, state, _type, _protocol, members)] = [found[:6] for found in response.groups]
+            if code:
+                raise for_code(code)(f"group {group}")
+            return state, members
+
+        state, members = await once_settled(described)
         assigned = {}
         for _member, _client, host, _metadata, assignment in members:
             if assignment:
                 for topic, partitions in ConsumerProtocol.ASSIGNMENT.decode(assignment).assignment:
                     assigned.update({(topic, partition): host.lstrip("/") for partition in partitions})
         return state, assigned, len(members)
+
+
+async def once_settled(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """A broker that has just begun makes the topic of offsets, or of transactions, when it is first asked, or reads it."""
+    for _ in range(50):
+        try:
+            return await ask()
+        except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError):
+            await asyncio.sleep(0.1)
+    return await ask()
 
 
 @asynccontextmanager

@@ -9,14 +9,14 @@ import asyncpg
 from aiokafka.errors import KafkaError, ProducerFenced
 
 from worker.database import POSTGRES_ERRORS, describe, what_to_do
-from worker.errors import DependencyAway, Superseded, WorkerError
+from worker.errors import BY_ITSELF, DependencyAway, Superseded, WorkerError
 
 Verdict = Literal["refused", "again", "anew"]
 
 _ABOUT_DATA = ("22", "23", "54")  # data exception, integrity constraint violation, program limit exceeded
 _KAFKA_AWAY = (
-    "nothing, where it is short: it goes on by itself. Else see that the brokers (KAFKA_BOOTSTRAP_SERVERS) are up, reachable"
-    " from here, and let this worker read, write and commit"
+    f"{BY_ITSELF}see that the brokers (KAFKA_BOOTSTRAP_SERVERS) are up, reachable from here, and let this worker read, write"
+    " and commit"
 )
 _ROLLED_BACK = ("40", "55")  # deadlock and serialization; lock not available
 

@@ -10,11 +10,12 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     KafkaError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     for_code,
 )
 
-from worker.errors import DependencyAway
+from worker.errors import KAFKA_AWAY, DependencyAway
 from worker.settings import Settings
 
 _MIB = 1024**2
@@ -124,10 +125,16 @@ async def _check(admin: "_Admin", settings: Settings) -> list[TopicState]:
         partitions = await admin.topics()
     for state in states:
         if state.name not in partitions:
-            state.faults.append("it doesn't exist: create it with `measurement-updates topics`")
+            state.faults.append(
+                "it doesn't exist, or this client may not see it: create it with `measurement-updates topics`"
+            )
+            continue
+        try:
+            config = await admin.config(state.name)
+        except TopicAuthorizationFailedError:
+            state.faults.append("its settings may not be read: the right DESCRIBE_CONFIGS is missing")
             continue
         state.partitions = partitions[state.name]
-        config = await admin.config(state.name)
         state.max_message_bytes = int(config["max.message.bytes"])
         _judge(state, config, settings)
     return states
@@ -197,7 +204,10 @@ class _Admin:
                 await self._client.start()
         except (KafkaError, OSError, TimeoutError) as error:
             await self._client.close()
-            raise DependencyAway(f"Kafka can't be reached at {self._servers}: {error}") from error
+            raise DependencyAway(
+                f"Kafka can't be reached at {self._servers}: {error}",
+                do=KAFKA_AWAY,
+            ) from error
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:

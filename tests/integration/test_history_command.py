@@ -174,6 +174,8 @@ async def test_the_model_as_it_was_at_a_time(lab: System, story: Sequence[Record
     assert second.json["revision"] == 2
     assert "changed elsewhere after that event" in second.json["note"]
     assert (await history(lab, "m-1", "--at", "2126-01-01", "--json")).json["revision"] == 5
+    assert (await history(lab, "m-1", "--at", "0s", "--json")).json["revision"] == 5
+    assert "was created after that time" in (await history(lab, "m-1", "--at", "3d")).errors
     before = await history(lab, "m-1", "--at", "2001-01-01T00:00:00Z")
     assert (before.code, before.out) == (1, "")
     assert "was created after that time" in before.errors
@@ -183,7 +185,7 @@ async def test_what_is_asked_for_wrongly_is_one_message(lab: System) -> None:
     await lab.seed("m-1")
     for arguments, code, words in (
         (("nobody",), 1, "measurement nobody: expected the id of a row of cell_measurements, found none"),
-        (("m-1", "--at", "yesterday"), 2, "--at: expected a revision (7) or a time"),
+        (("m-1", "--at", "yesterday"), 2, "--at: expected a revision (7), a time"),
         (("m-1", "--limit", "-1"), 2, "--limit"),
         ((), 2, "MEASUREMENT"),
     ):
@@ -193,6 +195,7 @@ async def test_what_is_asked_for_wrongly_is_one_message(lab: System) -> None:
         assert "Traceback" not in ran.errors
     ran = await run(lab, "history", "m-1", DATABASE_URL="postgresql://a@127.0.0.1:1/b")
     assert (ran.code, ran.errors.startswith("error: Postgres can't be reached")) == (1, True)
+    assert ran.errors.endswith("See that the database (DATABASE_URL) is up, and reachable from here\n")
 
 
 async def test_a_measurement_without_events_has_a_present(lab: System) -> None:

@@ -202,6 +202,16 @@ async def test_what_is_no_id_is_said_before_anything_is_connected_to(
     assert "expected PARTITION/OFFSET or TOPIC/PARTITION/OFFSET, found nonsense" in errors
 
 
+async def test_an_envelope_is_no_body_to_repair(lab: System) -> None:
+    async with lab.worker():
+        [sent] = await lab.publish_raw((b"m-1", b'{"notes": "x"}', [(b"ce_id", b"e-1")]))
+        await lab.settled()
+    code, out, _ = await rejected(lab, "show", id_of(sent))
+    assert code == 0
+    assert "by its producer, as a new event" in out
+    assert "requeue" not in out
+
+
 async def test_a_place_without_a_case_is_explained(lab: System) -> None:
     await lab.seed("m-1")
     async with lab.worker():

@@ -28,9 +28,10 @@ from tests.replays import (
 )
 from tests.system import System
 from worker.errors import Superseded
-from worker.replay import runs
+from worker.replay import dry_run, runs
+from worker.replay.ground import look_around
 from worker.replay.groups import group_offsets
-from worker.replay.selection import time_text
+from worker.replay.selection import Selection, time_text
 from worker.verification import verify
 
 # What becomes of the records --------------------------------------------------------------------------------
@@ -397,6 +398,50 @@ async def test_a_range_that_retention_has_taken_is_refused_with_what_is_left(lab
         for options in there:
             run = await replayed(lab, *options, *WHY)
             assert run["published"] == 2
+
+
+async def test_what_retention_takes_meanwhile_is_said_and_counted_and_is_a_failure(lab: System) -> None:
+    await some_records(lab, 2_000)
+    async with begun(lab) as (process, id):
+        process.kill()
+        await process.wait()
+    ranges = orjson.loads((await the_replay(lab))["ranges"])
+    gone = {
+        TopicPartition(lab.updates, int(partition)): RecordsToDelete(end - 5)
+        for partition, (_, end) in ranges.items()
+    }
+    async with administering(lab) as admin:
+        await admin.delete_records(gone)
+    async with lab.worker():
+        code, out, errors = await replay(lab, "resume", id, "--json")
+    run = orjson.loads(out)
+    assert code == 1
+    for tp in gone:
+        assert f"{lab.updates}/{tp.partition}: retention has taken the records" in errors
+    assert run["missed"] > 0
+    assert run["read"] + run["missed"] == 2_000
+    assert run["published"] == run["read"] >= 10
+    assert (await the_replay(lab))["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "said"),
+    [
+        ("MAX_EVENTS", 50, "it looks at 50 records at most"),
+        ("MAX_ROW_BYTES", 10_000, "take more than 0 MiB of memory"),
+    ],
+)
+async def test_a_dry_run_stops_where_it_would_take_too_much_and_says_so(
+    lab: System, monkeypatch: pytest.MonkeyPatch, limit: str, most: int, said: str
+) -> None:
+    await some_records(lab, 200)
+    monkeypatch.setattr(dry_run, "_AT_ONCE", 20)
+    monkeypatch.setattr(dry_run, limit, most)
+    ground = await look_around(lab.settings, lab.database)
+    forecast = await dry_run.dry_run(ground, Selection("earliest"), False, lambda *_: None, pytest.fail)
+    assert forecast.stopped is not None
+    assert said in forecast.stopped
+    assert 20 <= forecast.selected < 200
 
 
 async def test_what_can_not_be_published_again_is_said_and_is_a_failure(lab: System) -> None:

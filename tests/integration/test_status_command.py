@@ -231,3 +231,6 @@ async def test_on_a_terminal_it_is_shown_again_and_again(lab: System) -> None:
         os.close(terminal)
     assert b"Traceback" not in shown
     assert b"\x1b[?1049h" in shown, "on a screen of its own, so that what was there comes back"
+    assert f"{lab.settings.worker_rejected_topic} (2)".encode() in shown.replace(b"\r\n", b" "), (
+        "long lines go on"
+    )

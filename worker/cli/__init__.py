@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli.terminal import err
+from worker.cli.terminal import err, with_what_to_do
 from worker.errors import SettingsError
 from worker.retry import as_worker_error
 
@@ -82,5 +82,5 @@ def main() -> None:
         if known is None:
             raise
         err.print("[red]error:[/red] ", end="")
-        err.print(str(known), markup=False)
+        err.print(with_what_to_do(known), markup=False)
         sys.exit(2 if isinstance(known, SettingsError) else 1)

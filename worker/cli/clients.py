@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from worker.connecting import stop_client
-from worker.errors import DependencyAway, Fatal
+from worker.errors import KAFKA_AWAY, DependencyAway, Fatal
 from worker.settings import Settings
 
 _START_WITHIN = 15.0
@@ -82,8 +82,7 @@ async def _started(client: AIOKafkaProducer | AIOKafkaConsumer, settings: Settin
                 await client.start()
         except (KafkaError, OSError, TimeoutError) as error:
             raise DependencyAway(
-                f"Kafka can't be reached at {servers} (KAFKA_BOOTSTRAP_SERVERS): {_words(error)}\n"
-                "Is it running? `measurement-updates stack` starts one for development."
+                f"Kafka can't be reached at {servers}: {_words(error)}", do=KAFKA_AWAY
             ) from error
         try:
             yield

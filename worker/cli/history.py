@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import orjson
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.padding import Padding
 from rich.text import Text
 
@@ -18,7 +19,7 @@ from worker.cli.watch import printable
 from worker.differences import Difference, NotThere
 from worker.history import Applied, Begins, Elsewhere, Entry, Link, first_values, measurement_history
 from worker.model_at import ModelAt, model_at
-from worker.settings import load_settings
+from worker.settings import Duration, load_settings
 
 _MOST_DIFFERENCES = 20
 _VALUE_CHARACTERS = 60
@@ -37,7 +38,7 @@ def history(
         typer.Option(
             "--at",
             metavar="TIME|REVISION",
-            help="Print the model as it was: at a revision (7), or at a time (2026-01-31T12:00, local without a zone).",
+            help="Print the model as it was: at a revision (7), a time (2026-01-31T12:00, local without a zone) or 3d ago.",
             show_default=False,
         ),
     ] = None,
@@ -82,10 +83,18 @@ def _moment(at: str) -> int | datetime:
     if at.isdecimal():
         return int(at)
     try:
+        ago: timedelta = TypeAdapter[Any](Duration).validate_python(at)
+        return datetime.now(UTC) - ago
+    except (ValidationError, OverflowError):
+        pass
+    try:
         moment = datetime.fromisoformat(at)
         return moment.astimezone() if moment.tzinfo is None else moment
     except (ValueError, OverflowError, OSError):
-        fail(f"--at: expected a revision (7) or a time (2026-01-31T12:00:00Z), found {at}", 2)
+        fail(
+            f"--at: expected a revision (7), a time (2026-01-31T12:00:00Z) or how long ago (90m, 3d), found {at}",
+            2,
+        )
 
 
 async def _show_entries(dsn: str, measurement: str, limit: int | None, everything: bool, json: bool) -> None:

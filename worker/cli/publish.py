@@ -15,10 +15,11 @@ import typer
 from aiokafka.errors import KafkaError
 
 from worker.cli.sending import Sending, progress
-from worker.cli.terminal import err, fail, out
+from worker.cli.terminal import err, fail, out, with_what_to_do
 from worker.cli.update_file import Rules, Updates, describe, violations
 from worker.cli.update_rows import Format, read_rows
 from worker.errors import DependencyAway
+from worker.retry import as_worker_error
 from worker.settings import load_settings
 
 SOURCE = "measurement-updates/publish"
@@ -143,7 +144,8 @@ def publish(
         if form != "bare":
             again = "running the same command again is safe: what has arrived is a duplicate then"
         interrupted = isinstance(failure, KeyboardInterrupt)
-        why = "interrupted" if interrupted else str(failure) or type(failure).__name__
+        known = as_worker_error(failure)
+        why = "interrupted" if known is None else with_what_to_do(known)
         fail(
             f"{why}\n{sending.acknowledged:,} of {checked.rows:,} updates were acknowledged; {again}",
             130 if interrupted else 1,

@@ -30,7 +30,7 @@ from worker.cli.rejected_options import (
 )
 from worker.cli.rejected_summary import LISTED, Summary, places_of
 from worker.cli.sending import progress
-from worker.cli.terminal import err, fail, out
+from worker.cli.terminal import err, fail, out, with_what_to_do
 from worker.cli.watch import printable
 from worker.database import POSTGRES_ERRORS, Connection, close
 from worker.errors import WorkerError
@@ -125,8 +125,8 @@ def requeue(
         command.summary.say()
     if isinstance(failure, KeyboardInterrupt):
         raise typer.Exit(130)
-    if failure is not None:
-        fail(str(as_worker_error(failure)))
+    if failure is not None and (known := as_worker_error(failure)):
+        fail(with_what_to_do(known))
     if not command.summary.well:
         raise typer.Exit(1)
 

@@ -205,7 +205,10 @@ def _print_what_to_do(case: Case, settings: Settings) -> None:
     id = short_id(case, settings)
     if case.state == "open":
         out.print()
-        out.print(f"repair and send: measurement-updates rejected requeue {id} --edit", style="dim")
+        way = f"measurement-updates rejected requeue {id} --edit"
+        if case.code == "invalid_event":
+            way = "by its producer, as a new event: key and headers can't be repaired here"
+        out.print(f"repair and send: {way}", style="dim")
         out.print(f"or close:        measurement-updates rejected discard {id} --why …", style="dim")
     elif case.state == "requeued":
         out.print()

@@ -14,7 +14,7 @@ import typer
 
 from worker.cli.replay_screen import show_forecast, show_run, show_runs
 from worker.cli.steps import steps, warn
-from worker.cli.terminal import err, fail, out
+from worker.cli.terminal import err, fail, out, with_what_to_do
 from worker.database import close, connect
 from worker.errors import Superseded
 from worker.replay import replay as replaying
@@ -205,7 +205,7 @@ def _carry_out(settings: Settings, act: _Act, json: bool) -> None:
         if known is None or held.id is None:
             raise
         go_on = f"\nmeasurement-updates replay status {held.id}" if isinstance(known, Superseded) else ""
-        fail(f"{known}{go_on or _how_to_go_on(held)}")
+        fail(f"{with_what_to_do(known)}{go_on or _how_to_go_on(held)}")
     if json:
         print(orjson.dumps(run.as_json()).decode())
     else:

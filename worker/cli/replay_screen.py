@@ -20,7 +20,7 @@ def show_run(run: Run) -> None:
     options = " ".join(f"--{name} {value}" for name, value in run.selection.as_json().items())
     out.print(f"replay {run.id}: {run.state}{_ended_by(run)}", markup=False)
     out.print(f"  by {run.started_by}: {printable(run.why)}", markup=False)
-    out.print(f"  {run.topic} {printable(options)}{' --reapply' if run.reapply else ''}", markup=False)
+    out.print(f"  of {run.topic}: {printable(options)}{' --reapply' if run.reapply else ''}", markup=False)
     rows = [("read", counts.read, "records of the range"), ("published again", counts.published, "")]
     if counts.unpublishable:
         rows.append(("not published", counts.unpublishable, "can't be, byte for byte (see the warnings)"))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
@@ -101,7 +101,8 @@ def _seconds(every: str) -> float:
 async def _watch(look: StatusLook, seconds: float, json: bool) -> None:
     """Until interrupted."""
     if stream.is_terminal and not json:
-        with Live(console=stream, auto_refresh=False, screen=True) as live:
+        # a console that leaves wrapping to the terminal cuts what a live view has no room for
+        with Live(console=Console(highlight=False), auto_refresh=False, screen=True) as live:
             while True:
                 live.update(_screen(await look.take()), refresh=True)
                 await asyncio.sleep(seconds)
@@ -150,8 +151,7 @@ def _servers(status: Status) -> list[Text]:
                 f"Kafka {kafka.version}, {kafka.latency_ms:.1f} ms, {brokers}; topics (partitions): {topics}"
             )
         )
-        state = "nobody has joined it yet" if kafka.group_state == "Dead" else kafka.group_state
-        lines.append(Text(f"group {status.group}: {state}, {kafka.members} member(s)"))
+        lines.append(Text(f"group {status.group}: {kafka.group_words}, {kafka.members} member(s)"))
     else:
         lines.append(Text("Kafka is away", style="red"))
     return lines

@@ -215,7 +215,7 @@ class _Judge:
         if result.duplicates:
             self._example("duplicates", f"{again.place} {update.measurement_id}")
         for rejection in result.rejected:
-            self._rejected(again, rejection.code)
+            self._rejected(again, rejection.code, update.measurement_id)
         for applied in result.applied:
             known = KnownIdentity(update.content, update.arrival)
             self._applied[update.identity].append(known)
@@ -229,9 +229,9 @@ class _Judge:
             if is_late:
                 self._example("late", said)
 
-    def _rejected(self, again: Again, code: str) -> None:
+    def _rejected(self, again: Again, code: str, measurement: str = "") -> None:
         self.forecast.rejected[code] = self.forecast.rejected.get(code, 0) + 1
-        self._example(code, again.place)
+        self._example(code, f"{again.place} {measurement}".rstrip())
 
     def _example(self, of: str, said: str) -> None:
         listed = self.forecast.examples.setdefault(of, [])

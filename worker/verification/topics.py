@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from worker.connecting import stop_client
 from worker.consumer import LogConsumer
-from worker.errors import DependencyAway, Fatal
+from worker.errors import KAFKA_AWAY, DependencyAway, Fatal
 from worker.settings import Settings
 
 _START_WITHIN = 15.0
@@ -180,9 +180,8 @@ async def _started(client: Any, settings: Settings) -> AsyncIterator[Any]:
                 await client.start()
         except (KafkaError, OSError, TimeoutError) as error:
             raise DependencyAway(
-                f"Kafka can't be reached at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS):"
-                f" {str(error) or type(error).__name__}\nIs it running? `measurement-updates stack` starts one for"
-                " development."
+                f"Kafka can't be reached at {settings.bootstrap_servers}: {str(error) or type(error).__name__}",
+                do=KAFKA_AWAY,
             ) from error
         yield client
     finally:
