@@ -47,3 +47,11 @@ class DependencyAway(WorkerError):
     """Kafka or Postgres doesn't answer, or refuses for a while. Always worth another try."""
 
     do = f"{BY_ITSELF}see that Kafka and Postgres are up, and reachable from here"
+
+
+def with_what_to_do(error: WorkerError) -> str:
+    """For who runs a command, where a server is away; other messages say it themselves."""
+    if not isinstance(error, DependencyAway) or not error.do:
+        return str(error)
+    do = error.do.removeprefix(BY_ITSELF)
+    return f"{str(error).rstrip('.')}.\n{do[0].upper()}{do[1:]}."

@@ -11,7 +11,7 @@ import orjson
 from aiokafka import TopicPartition
 
 from worker.database import POSTGRES_ERRORS, Connection, close, connect, describe, schema_is_current
-from worker.errors import DependencyAway, WorkerError
+from worker.errors import DependencyAway, WorkerError, with_what_to_do
 from worker.kafka_state import KafkaLook, KafkaState, LogState, kafka_look, next_timestamps
 from worker.settings import Settings
 from worker.sql import queries
@@ -105,7 +105,7 @@ class StatusLook:
                     self._stack.push_async_callback(close, self._connection)
                 return await look_at_database(self._connection, self._settings.worker_updates_topic)
         except DependencyAway as error:
-            return str(error)
+            return with_what_to_do(error)
         except (OSError, TimeoutError, *POSTGRES_ERRORS) as error:
             if self._connection is not None:
                 self._connection.terminate()
@@ -119,7 +119,7 @@ class StatusLook:
         except WorkerError as error:
             self._kafka = None
             await self._kafka_stack.aclose()
-            return str(error)
+            return with_what_to_do(error)
 
     async def close(self) -> None:
         await self._kafka_stack.aclose()

@@ -195,7 +195,7 @@ async def test_what_is_asked_for_wrongly_is_one_message(lab: System) -> None:
         assert "Traceback" not in ran.errors
     ran = await run(lab, "history", "m-1", DATABASE_URL="postgresql://a@127.0.0.1:1/b")
     assert (ran.code, ran.errors.startswith("error: Postgres can't be reached")) == (1, True)
-    assert ran.errors.endswith("See that the database (DATABASE_URL) is up, and reachable from here\n")
+    assert ran.errors.endswith("See that the database (DATABASE_URL) is up, and reachable from here.\n")
 
 
 async def test_a_measurement_without_events_has_a_present(lab: System) -> None:

@@ -203,6 +203,7 @@ async def test_what_is_no_id_is_said_before_anything_is_connected_to(
 
 
 async def test_an_envelope_is_no_body_to_repair(lab: System) -> None:
+    await lab.seed("m-0")
     async with lab.worker():
         [sent] = await lab.publish_raw((b"m-1", b'{"notes": "x"}', [(b"ce_id", b"e-1")]))
         await lab.settled()

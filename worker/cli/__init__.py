@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from worker.cli.terminal import err, with_what_to_do
-from worker.errors import SettingsError
+from worker.cli.terminal import err
+from worker.errors import SettingsError, with_what_to_do
 from worker.retry import as_worker_error
 
 _COMMANDS = (

@@ -15,10 +15,10 @@ import typer
 from aiokafka.errors import KafkaError
 
 from worker.cli.sending import Sending, progress
-from worker.cli.terminal import err, fail, out, with_what_to_do
+from worker.cli.terminal import err, fail, out
 from worker.cli.update_file import Rules, Updates, describe, violations
 from worker.cli.update_rows import Format, read_rows
-from worker.errors import DependencyAway
+from worker.errors import DependencyAway, with_what_to_do
 from worker.retry import as_worker_error
 from worker.settings import load_settings
 

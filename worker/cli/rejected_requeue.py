@@ -30,10 +30,10 @@ from worker.cli.rejected_options import (
 )
 from worker.cli.rejected_summary import LISTED, Summary, places_of
 from worker.cli.sending import progress
-from worker.cli.terminal import err, fail, out, with_what_to_do
+from worker.cli.terminal import err, fail, out
 from worker.cli.watch import printable
 from worker.database import POSTGRES_ERRORS, Connection, close
-from worker.errors import WorkerError
+from worker.errors import WorkerError, with_what_to_do
 from worker.repair import CantRequeue, WrongBody, body_of, check_body, foreseen
 from worker.requeue import Prepared, Requeued, Requeuing, follow, in_pieces
 from worker.retry import as_worker_error

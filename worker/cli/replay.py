@@ -14,9 +14,9 @@ import typer
 
 from worker.cli.replay_screen import show_forecast, show_run, show_runs
 from worker.cli.steps import steps, warn
-from worker.cli.terminal import err, fail, out, with_what_to_do
+from worker.cli.terminal import err, fail, out
 from worker.database import close, connect
-from worker.errors import Superseded
+from worker.errors import Superseded, with_what_to_do
 from worker.replay import replay as replaying
 from worker.replay import runs
 from worker.replay.dry_run import dry_run as foresee

@@ -5,8 +5,6 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from worker.errors import BY_ITSELF, DependencyAway, WorkerError
-
 
 class _Stream(Console):
     """rich would end the process with 1 where who reads our output is gone (head)."""
@@ -19,12 +17,6 @@ out = Console(highlight=False, soft_wrap=True)
 stream = _Stream(highlight=False, soft_wrap=True)
 """For long output: raises BrokenPipeError."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def with_what_to_do(error: WorkerError) -> str:
-    """Of a server that is away; other messages say it themselves."""
-    do = error.do.removeprefix(BY_ITSELF)
-    return f"{error}\n{do[0].upper()}{do[1:]}" if isinstance(error, DependencyAway) and do else str(error)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
