@@ -58,11 +58,15 @@ _ZERO_FRACTION = re.compile(rb"\.0+(?![0-9])")
 
 def _may_hold_whole_double(value: bytes) -> bool:
     """Whether a fraction of zeros ends what may be a number, other than in "at 25.0 °C". Of many, some are looked at."""
-    for count, found in enumerate(_ZERO_FRACTION.finditer(value), start=1):
-        dot = found.start()
+    looked_at = 0
+    dot = value.find(b".0")
+    while dot >= 0:
         before = value[max(0, dot - 40) : dot].rstrip(b"0123456789").rstrip(b"- \t\n\r")
-        if before[-1:] in b"[:," or count == 8:  # b"" is: it begins there, or too far away to be seen
+        # b"" is in there, too: it begins here, or too far away to be seen
+        if (before[-1:] in b"[:," and _ZERO_FRACTION.match(value, dot)) or looked_at == 8:
             return True
+        looked_at += 1
+        dot = value.find(b".0", dot + 2)
     return False
 
 

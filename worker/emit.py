@@ -8,8 +8,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from functools import lru_cache
-from struct import unpack_from
 
 import aiokafka.producer.sender as sender_module
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -18,6 +16,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from worker.answer import Answer
 from worker.crash_points import reached
+from worker.partitioner import key_hashes, partition_of
 
 MAX_BATCH_BYTES = 512 * 1024
 # How long aiokafka waits before it asks again whether the last transaction's markers are written. Its 20 ms are long beside
@@ -82,8 +81,9 @@ class Emitter:
         }
         batches: dict[tuple[str, int], BatchBuilder] = {}
         sent = []
+        hashes = key_hashes({answer.key for answer in answers if answer.key is not None})
         for answer in answers:
-            partition = partition_of(answer.key, partitions[answer.topic], self._tp.partition)
+            partition = partition_of(answer.key, partitions[answer.topic], self._tp.partition, hashes)
             to = (answer.topic, partition)
             batch = batches.get(to)
             headers = answer.headers
@@ -123,29 +123,3 @@ class Emitter:
             sender.cancel()
             await asyncio.wait([sender], timeout=1)
         await self._producer.client.close()
-
-
-def partition_of(key: bytes | None, partitions: int, otherwise: int) -> int:
-    """Kafka's own partitioner (murmur2); without a key, the input's partition decides: the same record, the same place."""
-    if key is None:
-        return otherwise % partitions
-    hashed = _known_murmur2(key) if len(key) <= 256 else murmur2(key)
-    return (hashed & 0x7FFFFFFF) % partitions
-
-
-def murmur2(key: bytes) -> int:
-    """As Java's client has it, unsigned. aiokafka's takes twice as long: 10 µs and more for a UUID."""
-    size = len(key)
-    hashed = 0x9747B28C ^ size
-    for word in unpack_from(f"<{size >> 2}I", key):
-        word = word * _M & _32_BITS
-        hashed = (hashed * _M & _32_BITS) ^ ((word ^ word >> 24) * _M & _32_BITS)
-    if tail := key[size & ~3 :]:
-        hashed = (hashed ^ int.from_bytes(tail, "little")) * _M & _32_BITS
-    hashed = (hashed ^ hashed >> 13) * _M & _32_BITS
-    return hashed ^ hashed >> 15
-
-
-_M = 0x5BD1E995
-_32_BITS = 0xFFFFFFFF
-_known_murmur2 = lru_cache(maxsize=65_536)(murmur2)

@@ -10,8 +10,8 @@ from aiokafka import TopicPartition
 
 from worker.database import Connection, close, connect
 from worker.decode import decode
-from worker.emit import partition_of
 from worker.measurement import PATCHABLE, Measurement, measurement_of, read_json, same_json
+from worker.partitioner import partition_of
 from worker.plan import Ground as PlanGround
 from worker.plan import KnownIdentity, plan
 from worker.record import DecodeLimits, Rejection, Update

@@ -21,8 +21,9 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import RecordMetadata
 
 from worker.crash_points import reached
-from worker.emit import MAX_BATCH_BYTES, partition_of
+from worker.emit import MAX_BATCH_BYTES
 from worker.errors import Superseded
+from worker.partitioner import key_hashes, partition_of
 from worker.replay.runs import Written
 from worker.replay.selection import Again
 
@@ -122,9 +123,10 @@ class ReplayProducer:
             future = await producer.send_batch(batch, self._topic, partition=partition)
             sent.append((future, partition, batch.record_count()))
 
+        hashes = key_hashes({record.key for record in records if record.key is not None})
         for record in records:
             # as any producer; without a key where it was, so that a measurement that is named elsewhere keeps its order
-            partition = partition_of(record.key, partitions, record.partition)
+            partition = partition_of(record.key, partitions, record.partition, hashes)
             headers, plain = _named(record)
             batch = batches.get(partition)
             if batch is not None and not plain and not isinstance(batch, RawBatch):

@@ -12,8 +12,8 @@ from aiokafka import AIOKafkaProducer
 from worker.answer import Answer, wire_size
 from worker.connecting import stop_client
 from worker.database import close, connect
-from worker.emit import partition_of
 from worker.errors import DependencyAway, Fatal, SettingsError
+from worker.partitioner import partition_of
 from worker.replay.answers import Resent, Wanted, wanted_answers
 from worker.replay.ground import Says, Warn, look_around, rows_as_the_worker_reads_them
 from worker.settings import Settings
