@@ -7,7 +7,8 @@ One run, the same topic and rows for all, in interleaved rounds:
 - plain FastStream: a typed handler, a transaction and a publish a message; one worker, and ten
 - worker: everything on
 
-and then the worker's latency, open-loop. What is measured, and how: measure.py, latency.py.
+and then the worker's latency, open-loop, beside that of bare transactions.
+What is measured, and how: measure.py, latency.py.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import orjson
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.benchmarks.latency import latencies
+from tests.benchmarks.latency import floor_latencies, latencies
 from tests.benchmarks.measure import Result, measured
 from tests.benchmarks.prepare import prepared
 from tests.benchmarks.report import Report, print_report
@@ -75,6 +76,10 @@ async def _run(servers: str, database_url: str, options: argparse.Namespace) -> 
                     report.results.setdefault(name, []).append(await CONTESTANTS[name](bench, events))
                 progress.advance(task)
         for rate in options.rates:
+            async with prepared(servers, database_url, events=0, **log) as bench:
+                report.floor_latencies[rate] = await floor_latencies(
+                    bench, rate, _LATENCY_SECONDS, options.measurements
+                )
             async with prepared(servers, database_url, events=0, **log) as bench:
                 report.latencies[rate] = await latencies(bench, rate, _LATENCY_SECONDS, options.measurements)
             progress.advance(task)

@@ -6,6 +6,8 @@ measured is up to a millisecond too long).
 """
 
 import asyncio
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -31,8 +33,28 @@ class Latencies:
     """How far behind its times the sender was at most: a machine that has no time for it has none for the worker."""
 
 
+async def floor_latencies(bench: System, rate: int, seconds: float, measurements: int) -> Latencies:
+    """Of the same transactions without our logic: what the machine, the broker and the database allow."""
+    settings = bench.settings
+    arguments = [settings.bootstrap_servers, settings.dsn, bench.updates, settings.worker_updated_topic]
+    process = subprocess.Popen(  # noqa: ASYNC220  # starting it blocks for a moment, before anything is timed
+        [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.latency_floor",
+            *arguments,
+            str(settings.worker_partitions),
+        ]
+    )
+    try:
+        return await asyncio.to_thread(_send_and_receive, bench, rate, seconds, measurements)
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def latencies(bench: System, rate: int, seconds: float, measurements: int) -> Latencies:
-    """At so many events/s."""
+    """The worker's, at so many events/s."""
     with tempfile.TemporaryFile() as log, bench.process(log) as process:
 
         async def is_there() -> bool:

@@ -26,9 +26,14 @@ def plot(summary: dict[str, Any], to: Path) -> None:
     left.set_xlabel("events/s: median and range")
 
     rates = [f"{int(rate):,}" for rate in summary["latency"]]
-    for name, marker in (("p50_ms", "o"), ("p99_ms", "^")):
+    for name, marker, colour, label in (
+        ("p50_ms", "o", _INK, "p50"),
+        ("p99_ms", "^", _INK, "p99"),
+        ("floor_p50_ms", "o", _PALE, "p50 of bare transactions"),
+        ("floor_p99_ms", "^", _PALE, "p99 of bare transactions"),
+    ):
         values = [row[name] for row in summary["latency"].values()]
-        right.plot(rates, values, marker=marker, color=_INK, linestyle="none", label=name[:3])
+        right.plot(rates, values, marker=marker, color=colour, linestyle="none", label=label)
         for place, value in zip(rates, values, strict=True):
             right.annotate(f"{value:,.0f}", (place, value), xytext=(8, -3), textcoords="offset points")
     right.set_yscale("log")

@@ -20,6 +20,8 @@ class Report:
     results: dict[str, list[Result]] = field(default_factory=dict)
     latencies: dict[int, Latencies] = field(default_factory=dict)
     """By events/s."""
+    floor_latencies: dict[int, Latencies] = field(default_factory=dict)
+    """Of bare transactions, which the worker's can't be below."""
 
     def summary(self) -> dict[str, Any]:
         speeds = {name: [run.events_per_second for run in runs] for name, runs in self.results.items()}
@@ -45,6 +47,8 @@ class Report:
                 "p99_ms": _quantile(found.answers, 0.99),
                 "max_ms": round(found.answers[-1], 1),
                 "sender_late_ms": round(found.sender_late, 1),
+                "floor_p50_ms": _quantile(self.floor_latencies[rate].answers, 0.5),
+                "floor_p99_ms": _quantile(self.floor_latencies[rate].answers, 0.99),
             }
             for rate, found in self.latencies.items()
         }
@@ -75,7 +79,7 @@ def print_report(report: Report) -> None:
         out.print(table)
     if summary["latency"]:
         table = Table(
-            "events/s", "answers", "p50 ms", "p99 ms", "max ms", "sender late at most, ms",
+            "events/s", "answers", "p50 ms", "p99 ms", "max ms", "sender late at most, ms", "bare transactions: p50 ms", "p99 ms",
             title="from append to visible answer, open-loop",
         )  # fmt: skip
         for rate, row in summary["latency"].items():
