@@ -79,7 +79,8 @@ def print_report(report: Report) -> None:
         out.print(table)
     if summary["latency"]:
         table = Table(
-            "events/s", "answers", "p50 ms", "p99 ms", "max ms", "sender late at most, ms", "bare transactions: p50 ms", "p99 ms",
+            "events/s", "answers", "p50 ms", "p99 ms", "max ms", "sender late at most, ms",
+            "bare transactions: p50 ms", "p99 ms",
             title="from append to visible answer, open-loop",
         )  # fmt: skip
         for rate, row in summary["latency"].items():
