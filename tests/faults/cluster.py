@@ -12,7 +12,7 @@ from aiokafka.client import AIOKafkaClient, CoordinationType
 from rich.console import Console
 
 from tests.system import until
-from worker.stack.kafka import SHORT_LIVED_JVM, EmbeddedKafka
+from worker.stack.kafka import EmbeddedKafka
 
 SIZE = 3
 
@@ -21,8 +21,6 @@ Part = Literal["coordinates transactions", "coordinates the group", "leads the i
 
 class Node(EmbeddedKafka):
     """Broker and controller in one; `number` is the node's id."""
-
-    jvm = SHORT_LIVED_JVM
 
     def __init__(self, number: int) -> None:
         super().__init__(heap="256m", console=Console(quiet=True))
