@@ -5,6 +5,7 @@ bytes, the offset in the same transaction. Arguments: brokers, DSN, input topic,
 """
 
 import asyncio
+import logging
 import sys
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ Queue: TypeAlias = "asyncio.Queue[list[ConsumerRecord[bytes, bytes]]]"
 _ANSWER_BYTES = b"x" * 900
 _GROUP = "latency-floor"
 sender_module.BACKOFF_OVERRIDE = 0.002  # as the worker has it
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that it waits for markers is no news
 
 
 async def lane(
