@@ -35,11 +35,16 @@ def plot(summary: dict[str, Any], to: Path) -> None:
         values = [row[name] for row in summary["latency"].values()]
         right.plot(rates, values, marker=marker, color=colour, linestyle="none", label=label)
         for place, value in zip(rates, values, strict=True):
-            right.annotate(f"{value:,.0f}", (place, value), xytext=(8, -3), textcoords="offset points")
+            # the worker's at the right, the floor's at the left: they may be near each other
+            beside, side = ((8, -3), "left") if colour == _INK else ((-8, -3), "right")
+            right.annotate(
+                f"{value:,.0f}", (place, value), xytext=beside, textcoords="offset points", ha=side
+            )
+    right.margins(x=0.25)
     right.set_yscale("log")
     right.set_xlabel("events/s, open-loop")
     right.set_ylabel("ms from append to visible answer")
-    right.legend(frameon=False)
+    right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(summary["title"], fontsize=10)
