@@ -110,14 +110,18 @@ async def measured(
     *,
     done: DoneCount | None = None,
     done_before: int = 0,
+    begun: int = 0,
     timeout: float = 900,
 ) -> Result:
-    """A contestant (its processes) that has just been started, until it is done with all events."""
+    """A contestant (its processes) that has just been started, until it is done with all events.
+
+    begun: so many of them count as its beginning. With many partitions a good part is done when the first one is seen.
+    """
     done = done or Visible(bench)
     upto = done_before + events
     try:
         async with asyncio.timeout(timeout):
-            while (before := await done.count()) <= done_before:
+            while (before := await done.count()) <= done_before + begun:
                 _alive(pids)
                 await asyncio.sleep(_LOOK_EVERY)  # a sampler's pace
             began = last = time.monotonic()
