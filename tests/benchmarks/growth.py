@@ -1,8 +1,8 @@
 """`make growth`: the worker's rate as what it works on grows, beside its rate on little, and as it catches up.
 
 Each case runs right after a run of the base (10,000 measurements, an empty history, 4 partitions, one worker) and is given
-as a share of that one, from a third of the events on. With two workers the rebalance at the second one's joining is in the figure. Loading what is large
-takes longer than the cases themselves.
+as a share of that one. A third of the events is the beginning and doesn't count: start-up, each partition's first batch, the
+rebalance when a second worker joins. Loading what is large takes longer than the cases themselves.
 """
 
 import argparse
@@ -110,7 +110,7 @@ async def _applied(bench: System, case: Case, done_before: int) -> Result:
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryFile())
         workers = [stack.enter_context(bench.process(log)) for _ in range(case.workers)]
-        return await measured(
+        found = await measured(
             bench,
             [worker.pid for worker in workers],
             case.events,
@@ -118,6 +118,10 @@ async def _applied(bench: System, case: Case, done_before: int) -> Result:
             done_before=done_before,
             begun=case.events // 3,
         )
+        for worker in workers:  # so that nobody is in the group, whose offsets may be set then
+            worker.terminate()
+            await asyncio.to_thread(worker.wait, 30)
+        return found
 
 
 if __name__ == "__main__":
