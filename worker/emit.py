@@ -114,7 +114,7 @@ class Emitter:
         try:
             async with asyncio.timeout(2):
                 await self._producer.stop()
-        except Exception:  # it is thrown away whatever it says
+        except (Exception, asyncio.CancelledError):  # it is thrown away whatever it says
             await self._abandon()
 
     async def _abandon(self) -> None:

@@ -80,7 +80,9 @@ class Lane:
             try:
                 await _uncancelled(self._own())
             except Exception as error:
-                # not where it was revoked (CancelledError): its successor in this process may be reading already
+                if is_cancelled():
+                    # revoked, and something failed at that: its successor in this process may be reading already
+                    raise asyncio.CancelledError from error
                 self._inbox = None
                 self._parts.input_log.pause(self.tp)
                 known = _worth_another_try(error)
@@ -122,9 +124,15 @@ class Lane:
         if self.state == "taking_over":
             self._say("running", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
         outbox: asyncio.Queue[Decided | None] = asyncio.Queue(_MAX_UNANSWERED_BATCHES)
-        async with asyncio.TaskGroup() as loops:
-            loops.create_task(_uncancelled(self._decide(taken, inbox, outbox)))
-            loops.create_task(_uncancelled(self._answer(taken, outbox)))
+
+        async def both() -> None:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(_uncancelled(self._decide(taken, inbox, outbox)))
+                loops.create_task(_uncancelled(self._answer(taken, outbox)))
+
+        # A task group asks the task that it is in to cancel itself, and (before Python 3.13) doesn't take it back: from then
+        # on a library's CancelledError would look like a revocation, and end the lane without a word. So it has its own.
+        await asyncio.create_task(both())
         await self._note_answered(taken)
 
     async def _decide(self, taken: TakenOver, inbox: Inbox, outbox: "asyncio.Queue[Decided | None]") -> None:

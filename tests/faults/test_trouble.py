@@ -1,11 +1,18 @@
 """Postgres and Kafka are there, but refuse: sessions end, rows are locked, the database is read-only, the group is moved."""
 
+import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
+
+import pytest
+from aiokafka.errors import KafkaError
 
 from tests.faults.checker import check
 from tests.faults.load import Load, seed
 from tests.faults.states import Log, held, lanes_wait
 from tests.system import Header, Place, System, until
+from worker.answer import Answer
+from worker.emit import Emitter
 
 LANES = "datname = current_database() AND application_name LIKE 'measurement-updates lane%'"
 
@@ -22,6 +29,34 @@ async def test_a_statement_that_is_cancelled_is_tried_again(lab: System, load: L
             await lanes_wait(lab)  # the same transaction, tried again
         verdicts = await check(lab)
     assert verdicts.total == load.count
+
+
+async def test_a_lane_outlives_a_library_that_cancels_what_it_cleans_up(
+    lab: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch fails first: the task group around its two loops has then asked for a cancellation of its own."""
+    emit, stop = Emitter.emit, Emitter.stop
+    failed: list[Emitter] = []
+
+    async def failing_once(self: Emitter, answers: Sequence[Answer], next_offset: int) -> None:
+        if answers and not failed:
+            failed.append(self)
+            raise KafkaError("no")
+        await emit(self, answers, next_offset)
+
+    async def cancelled_once(self: Emitter) -> None:
+        await stop(self)
+        if self in failed:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(Emitter, "emit", failing_once)
+    monkeypatch.setattr(Emitter, "stop", cancelled_once)
+    await lab.seed("m-1")
+    async with lab.worker():
+        await lab.publish("m-1", {"notes": "x"}, partition=0)
+        await lab.settled()
+        assert [answer.model["notes"] for answer in await lab.answers()] == ["x"]
+    assert len(failed) == 1
 
 
 async def test_an_empty_database_is_waited_for_and_nothing_is_judged(lab: System, log: Log) -> None:
