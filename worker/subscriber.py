@@ -106,7 +106,13 @@ class Lanes(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships 
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._ending.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            if task in self._tasks.values() and not self.draining:
+                # else its partition would stand still, and nothing would say so
+                self._fail(
+                    RuntimeError(f"{task.get_name()} was cancelled, though its partition is still ours")
+                )
+        elif (error := task.exception()) is not None:
             self._fail(error)
 
 

@@ -218,3 +218,16 @@ async def test_a_stop_between_the_first_assignment_and_the_end_of_the_start_ends
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("lane ")]
     rows = await lab.database.fetch("SELECT * FROM measurement_updates.lanes")
     assert all(row["next_to_apply"] == row["next_to_answer"] for row in rows)
+
+
+async def test_a_lane_that_ends_though_nobody_has_ended_it_ends_the_worker(lab: System) -> None:
+    """Whatever it is that cancels it: its partition would stand still, and nothing would say so."""
+    await lab.seed("m-1")
+    running = asyncio.create_task(Worker(lab.settings).run())
+    await lab.publish("m-1", {"notes": "x"}, partition=0)
+    await lab.settled()
+    name = f"lane {lab.updates}/0"
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == name]
+    task.cancel()
+    with pytest.raises(RuntimeError, match=f"{name} was cancelled, though its partition is still ours"):
+        await asyncio.wait_for(running, 30)

@@ -125,7 +125,9 @@ def requeue(
         command.summary.say()
     if isinstance(failure, KeyboardInterrupt):
         raise typer.Exit(130)
-    if failure is not None and (known := as_worker_error(failure)):
+    if failure is not None:
+        known = as_worker_error(failure)
+        assert known is not None, "only what is known is caught"
         fail(with_what_to_do(known))
     if not command.summary.well:
         raise typer.Exit(1)
