@@ -1,11 +1,10 @@
 """apply: the one Postgres transaction of a batch.
 
-1. move the lane on, if it is still ours and where we left it
-2. lock the measurements, in id order
-3. look identities up
-4. plan (pure)
-5. write rows, applied and rejected updates, and what became of rejected cases
-6. commit
+1. move the lane on, if it is still ours and where we left it, and lock the measurements, in id order
+2. look identities up
+3. plan (pure)
+4. write rows, applied and rejected updates, and what became of rejected cases
+5. commit
 """
 
 import hashlib
@@ -14,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
 import orjson
 
 from worker.crash_points import reached
 from worker.database import Connection, transaction
 from worker.errors import DependencyAway, LaneStopped, Superseded
 from worker.measurement import BIT, JSON_FIELDS, PATCHABLE, Measurement, measurement_of
-from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
+from worker.plan import Applied, Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES, Record, Rejection, Update, whole_length
 from worker.rejected_cases import settle_cases
 from worker.sql import queries
@@ -28,6 +28,10 @@ from worker.stages import Watching, unwatched
 
 MAX_CLOCK_LEAD = 5 * 60 * 1000
 """Milliseconds that a record may be ahead of the database's clock."""
+
+
+_FEW = 64
+"""Up to so many applied updates go with the rows. More go by COPY: half the work on both sides, but two round trips more."""
 
 
 class AheadOfClock(Exception):
@@ -91,9 +95,10 @@ async def apply(
     updates = [event for event in batch.events if isinstance(event, Update)]
     last = batch.events[-1] if batch.events else None
     arrival = last.arrival if last else position.latest_arrival
+    ids = list({update.measurement_id for update in updates})
     async with transaction(connection):
-        moved = await connection.fetchrow(
-            sql["move_lane"],
+        found = await connection.fetch(
+            sql["move_lane_and_lock"],
             position.lane,
             position.epoch,
             position.next_to_apply,
@@ -103,14 +108,17 @@ async def apply(
             last.record.timestamp if last else None,
             digest_of(last.record) if last else None,
             arrival,
+            ids,
+            ground.max_batch_bytes,
         )
-        if moved is None:
+        if not found:
             raise Superseded("the lane has another owner, or isn't where this worker left it")
-        latest = max(moved["clock"] + MAX_CLOCK_LEAD, position.accepted_until)
+        latest = max(found[0]["clock"] + MAX_CLOCK_LEAD, position.accepted_until)
         if last and arrival > latest:
             raise AheadOfClock(latest)
 
-        measurements = await _lock_measurements(connection, updates, ground.max_batch_bytes)
+        rows = found if found[0]["id"] is not None else []
+        measurements = await _measurements(connection, rows, ids, len(updates), ground.max_batch_bytes)
         if batch.events and not measurements:
             if not await connection.fetchval(sql["any_measurement"]):
                 raise NothingToJudgeBy(
@@ -118,16 +126,14 @@ async def apply(
                     " Fill the table, or point the worker at the right one"
                 )
             # it may have been filled between the two looks: nothing is judged by the empty table
-            measurements = await _lock_measurements(connection, updates, ground.max_batch_bytes)
+            measurements = await _measurements(connection, [], ids, len(updates), ground.max_batch_bytes)
         identities = await _find_identities(connection, updates)
 
         with stage("plan"):
             result = plan(batch.events, measurements, identities, ground)
 
         if result.measurements:
-            await _update_measurements(connection, result.measurements, ground.lane)
-        if result.applied:
-            await _insert_applied(connection, result, ground)
+            await _write_updates(connection, result, ground)
         if result.rejected:
             await _insert_rejected(connection, result, ground.lane)
         if result.duplicates:
@@ -148,23 +154,31 @@ def clock_stop(event: Update | Rejection, topic: str, partition: int) -> LaneSto
     )
 
 
-async def _lock_measurements(
-    connection: Connection, updates: Sequence[Update], max_bytes: int
+async def _measurements(
+    connection: Connection,
+    rows: Sequence[asyncpg.Record],
+    ids: Sequence[str],
+    updates: int,
+    max_bytes: int,
 ) -> dict[str, Measurement]:
-    """By id; what isn't there is left out. Raises TooMuchAtOnce where all of them would be larger.
+    """By id, from the rows that are locked; what isn't there is left out. Raises TooMuchAtOnce where all of them would be
+    larger.
 
-    What isn't there is looked for twice: who deletes a row and inserts it anew, in one transaction that the first look
+    What isn't there is looked for once more: who deletes a row and inserts it anew, in one transaction that the first look
     had to wait for, leaves neither row for that look to see.
     """
-    found: dict[str, Measurement] = {}
-    wanted = {update.measurement_id for update in updates}
-    for _ in range(2):
-        if ids := [*(wanted - found.keys())]:
-            rows = await connection.fetch(queries()["lock_measurements"], ids, max_bytes)
-            if rows and rows[-1]["id"] is None:
-                raise TooMuchAtOnce(max(1, len(updates) * (len(found) + len(rows) - 1) // len(wanted)))
-            found.update((row["id"], measurement_of(row)) for row in rows)
+    found = _by_id(rows, 0, len(ids), updates)
+    if missing := [id for id in ids if id not in found]:
+        more = await connection.fetch(queries()["lock_measurements"], missing, max_bytes)
+        found.update(_by_id(more, len(found), len(ids), updates))
     return found
+
+
+def _by_id(rows: Sequence[asyncpg.Record], before: int, wanted: int, updates: int) -> dict[str, Measurement]:
+    """Raises TooMuchAtOnce where the last row says that there are more than fit; `before` were found before."""
+    if rows and rows[-1]["id"] is None:
+        raise TooMuchAtOnce(max(1, updates * (before + len(rows) - 1) // wanted))
+    return {row["id"]: measurement_of(row) for row in rows}
 
 
 async def _find_identities(
@@ -179,14 +193,14 @@ async def _find_identities(
     return found
 
 
-async def _update_measurements(
-    connection: Connection, measurements: Sequence[Measurement], lane: int
-) -> None:
+async def _write_updates(connection: Connection, result: Plan, ground: Ground) -> None:
+    """Rows and applied updates."""
+    measurements = result.measurements
     written = stamped = 0
     for measurement in measurements:
         written |= measurement.written
         stamped |= measurement.stamped
-    columns: list[list[Any] | None] = [
+    columns: list[Sequence[Any] | None] = [
         [measurement.id for measurement in measurements],
         [measurement.written for measurement in measurements],
         [measurement.updated_at for measurement in measurements],
@@ -200,13 +214,29 @@ async def _update_measurements(
         [measurement.positions[field] for measurement in measurements] if stamped & BIT[field] else None
         for field in PATCHABLE
     ]
-    status = await connection.execute(queries()["update_measurements"], *columns, lane)
+    applied = [_applied_row(one) for one in result.applied]
+    few = len(applied) <= _FEW
+    status = await connection.execute(
+        queries()["write_updates"],
+        *columns,
+        ground.lane,
+        ground.form.source,
+        *(zip(*applied, strict=True) if few else [None] * len(_APPLIED_COLUMNS)),
+    )
     if (rows := int(status.rpartition(" ")[2])) != len(measurements):
         # the rows are locked, so they are there: something else keeps them from being written
         raise DependencyAway(
             f"Postgres has written {rows} of {len(measurements)} rows of cell_measurements: expected all."
             " Look for a trigger (BEFORE UPDATE returning NULL), a rule or a row-security policy that swallows updates",
             do="remove what swallows them: it goes on by itself",
+        )
+    if not few:
+        own = (ground.lane, ground.form.source)
+        await connection.copy_records_to_table(
+            "applied_updates",
+            schema_name="measurement_updates",
+            columns=("lane", "answer_source", *_APPLIED_COLUMNS),
+            records=[own + row for row in applied],
         )
 
 
@@ -219,39 +249,7 @@ def _texts(field: str, measurements: Sequence[Measurement]) -> list[str | None]:
     return [None if text is None else orjson.loads(text) for text in texts]
 
 
-async def _insert_applied(connection: Connection, result: Plan, ground: Ground) -> None:
-    """COPY: half the work of an INSERT from arrays, on both sides."""
-    lane, source = ground.lane, ground.form.source
-    records = []
-    for applied in result.applied:
-        update = applied.update
-        previous_lane, previous_offset = applied.previous or (None, None)
-        records.append(
-            (
-                lane,
-                update.record.offset,
-                update.arrival,
-                update.identity,
-                update.content,
-                update.measurement_id,
-                update.source,
-                update.id,
-                update.traceparent,
-                applied.revision,
-                applied.changed,
-                previous_lane,
-                previous_offset,
-                source,
-                applied.model.decode(),
-            )
-        )
-    await connection.copy_records_to_table(
-        "applied_updates", schema_name="measurement_updates", columns=_APPLIED_COLUMNS, records=records
-    )
-
-
 _APPLIED_COLUMNS = (
-    "lane",
     "log_offset",
     "arrival",
     "identity",
@@ -264,9 +262,27 @@ _APPLIED_COLUMNS = (
     "changed",
     "previous_lane",
     "previous_offset",
-    "answer_source",
     "answer",
 )
+
+
+def _applied_row(applied: Applied) -> tuple[Any, ...]:
+    """In the order of _APPLIED_COLUMNS."""
+    update = applied.update
+    return (
+        update.record.offset,
+        update.arrival,
+        update.identity,
+        update.content,
+        update.measurement_id,
+        update.source,
+        update.id,
+        update.traceparent,
+        applied.revision,
+        applied.changed,
+        *(applied.previous or (None, None)),
+        applied.model.decode(),
+    )
 
 
 async def _insert_rejected(connection: Connection, result: Plan, lane: int) -> None:

@@ -204,6 +204,7 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
         properties_position,
         answer_lane,
         answer_offset,
+        *_,  # the clock, where it comes along
     ) = row.values()
     fault = None
     if measurement_type not in MEASUREMENT_TYPES:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 import orjson
+import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from worker.measurement import BIT
@@ -37,13 +38,13 @@ async def main(servers: str, dsn: str, updates: str, updated: str, events: int, 
         patches = {record.key.decode(): orjson.loads(record.value) for record in records}
         rows = len(patches)
         await connection.execute(
-            queries()["update_measurements"],
+            queries()["write_updates"],
             list(patches),
             [BIT["test_setup"] | BIT["notes"]] * rows,
             [datetime.now(UTC)] * rows, [seen] * rows, [seen] * rows,
             None, None, [orjson.dumps(patch["test_setup"]).decode() for patch in patches.values()],
             [patch["notes"] for patch in patches.values()], None,
-            None, None, [_POSITION] * rows, [_POSITION] * rows, None, None,
+            None, None, [_POSITION] * rows, [_POSITION] * rows, None, *[None] * 15,
         )  # fmt: skip
         partition = seen % partitions
         builder = producer.create_batch()
@@ -59,4 +60,4 @@ async def main(servers: str, dsn: str, updates: str, updated: str, events: int, 
 
 if __name__ == "__main__":
     servers, dsn, updates, updated, events, batch = sys.argv[1:]
-    asyncio.run(main(servers, dsn, updates, updated, int(events), int(batch)))
+    uvloop.run(main(servers, dsn, updates, updated, int(events), int(batch)))

@@ -79,7 +79,7 @@ def _send_and_receive(bench: System, rate: int, seconds: float, measurements: in
     )
     topic = settings.worker_updated_topic
     consumer.assign([TopicPartition(topic, number, 0) for number in range(settings.worker_partitions)])
-    producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 0})
+    producer = Producer({"bootstrap.servers": settings.bootstrap_servers})
     total = int(rate * (seconds + _WARM_UP))
     updates = [
         binary_update(

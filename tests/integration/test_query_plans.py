@@ -49,11 +49,9 @@ async def test_hot_queries_read_by_index_only_what_a_batch_names(migrated_url: s
             assert scans["of_the_key"] > 0
 
         # a batch's rows are found one by one through the key: never by reading the table
-        nulls = ", ".join(["ARRAY['1', '77']", *["NULL"] * 14, "1"])
-        await connection.execute(f"PREPARE update_measurements AS {queries()['update_measurements']}")
-        plan = "\n".join(
-            row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE update_measurements({nulls})")
-        )
+        nulls = ", ".join(["ARRAY['1', '77']", *["NULL"] * 14, "1", "'source'", *["NULL"] * 13])
+        await connection.execute(f"PREPARE write_updates AS {queries()['write_updates']}")
+        plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE write_updates({nulls})"))
         assert "cell_measurements_pkey" in plan, plan
     finally:
         await connection.close()
