@@ -87,7 +87,9 @@ async def apply_batch(
         else:
             reached("between_commits")
             codes = [row.code for row in plan.rejected]
-            yield Decided(plan.answers, batch.next_offset, len(plan.applied), plan.duplicates, codes)
+            decided = Decided(plan.answers, batch.next_offset, len(plan.applied), plan.duplicates, codes)
+            del plan  # its rows aren't needed while the answers wait
+            yield decided
 
 
 def _in_pieces(batch: Batch, size: int) -> list[Batch]:

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import orjson
-
 from contracts.events import RejectionCode, Violation
 from worker.answer import (
     Answer,
@@ -28,6 +26,7 @@ from worker.measurement import (
     MOST_GROWTH,
     PATCHABLE,
     Measurement,
+    as_json,
     iso8601,
     same_json,
     timestamp_of,
@@ -211,7 +210,7 @@ def _apply(
             continue  # late: something newer has written this field
         stamped |= BIT[name]
         before = fields[name]
-        after = None if value is None else orjson.dumps(value)
+        after = None if value is None else as_json(value)
         # a string's text is one and the same; equal values of JSON may be written in many ways
         if before == after or (
             name in JSON_FIELDS and before and value is not None and same_json(before, value)
