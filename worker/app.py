@@ -38,6 +38,7 @@ from worker.subscriber import Lanes, build_broker
 from worker.takeover import LaneParts
 from worker.topics import check_topics
 from worker.tracing import tracing
+from worker.turns import Turns
 
 _AFTER_A_DEFECT = "start it again (nothing is lost: what was in flight is decided, or isn't), and report it"
 _TOPIC_AS_IT_SHOULD_BE = (
@@ -127,10 +128,12 @@ class Worker:
             assert lanes.consumer is not None
             return InputLog(lanes.consumer, settings.bootstrap_servers, settings.worker_group)
 
+        turns = Turns()
+
         def build_lane(tp: TopicPartition) -> Lane:
             watch = LaneWatch(tp, self._metrics, None if traces is None else traces.lane(tp))
             return Lane(
-                tp, LaneParts(settings, cluster, owner, form, limits, build_log(), pool, states, watch)
+                tp, LaneParts(settings, cluster, owner, form, limits, build_log(), pool, states, turns, watch)
             )
 
         # of a value that is over both nothing more is needed: it isn't admitted, and it is rejected cut

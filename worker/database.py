@@ -49,6 +49,8 @@ async def connect_lane(dsn: str, *, application: str, timeout: float = 10) -> Co
     """A lane's own session: marked as the worker's for the trigger, jsonb as text, times as microseconds since 2000.
 
     lock_timeout: a REST transaction that stays open is waited for in slices, so that the lane can say so.
+    enable_seqscan: what a batch names is found by key. Of a table that is being filled Postgres has no statistics for up to
+    a minute, and would read all of it for every batch.
     idle_in_transaction_session_timeout: a stopped process frees its rows even where nobody takes its lane over.
     """
     connection = await asyncpg.connect(
@@ -62,6 +64,7 @@ async def connect_lane(dsn: str, *, application: str, timeout: float = 10) -> Co
             "lock_timeout": "10s",
             "idle_in_transaction_session_timeout": "60s",
             "jit": "off",
+            "enable_seqscan": "off",
         },
     )
     try:

@@ -41,9 +41,7 @@ class Inbox:
             self._bytes += size
         self.next_offset = next_offset
         self._ready.set()
-        if not self._paused and (
-            len(self._records) >= 2 * self._max_records or self._bytes >= 2 * self._max_bytes
-        ):
+        if not self._paused and (len(self._records) >= self._max_records or self._bytes >= self._max_bytes):
             self._paused = True
             self._pause()
 
@@ -53,7 +51,7 @@ class Inbox:
         self._ready.set()
 
     def fail(self, error: Exception) -> None:
-        """`take` raises it."""
+        """`filled` raises it."""
         self._error = error
         self._ready.set()
 
@@ -61,17 +59,19 @@ class Inbox:
     def closed(self) -> bool:
         return self._closed
 
-    async def take(self, timeout: float) -> tuple[list[Record], int] | None:
-        """A batch and the offset after it; None after `timeout` seconds without one, or when closed."""
+    async def filled(self, timeout: float) -> bool:
+        """Whether there is a batch to take, within `timeout` seconds; not when closed. Raises what it has failed with."""
         try:
             async with asyncio.timeout(timeout):
                 await self._ready.wait()
         except TimeoutError:
-            return None
+            return False
         if self._error is not None:
             raise self._error
-        if self._closed:
-            return None
+        return not self._closed
+
+    def take(self) -> tuple[list[Record], int]:
+        """A batch, and the offset after it."""
         batch: list[Record] = []
         size = 0
         while self._records and len(batch) < self._max_records:

@@ -6,7 +6,7 @@ other way to recover.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,6 @@ from worker.errors import DependencyAway, Fatal, LaneStopped, Superseded, Worker
 from worker.health import LaneState
 from worker.inbox import Inbox
 from worker.pipeline import Decided, apply_batch, decode_batch
-from worker.record import Record
 from worker.retry import as_worker_error, backoff
 from worker.sql import queries
 from worker.takeover import LaneParts, TakenOver, check_ends, take_over
@@ -29,7 +28,9 @@ from worker.takeover import LaneParts, TakenOver, check_ends, take_over
 _IDLE_SECONDS = 1.0
 _CHECK_LOG_EVERY = 5
 """Idle seconds: a log that is deleted and made anew, and a broker that is away, just go quiet."""
-_MAX_UNANSWERED_BATCHES = 2
+_MAX_UNANSWERED_BATCHES = 1
+"""Decided, and not yet begun to be answered; one more may wait for its place. What is in flight takes memory, and the next
+owner has to answer it again."""
 _MAX_MERGED_BYTES = 8 * 1024**2
 _SLOW_SECONDS = 3.0
 """What takes longer than this is said: aiokafka retries by itself, for up to half a minute a step."""
@@ -139,8 +140,7 @@ class Lane:
         noted = taken.answered
         idle = 0
         while not inbox.closed:
-            batch = await inbox.take(_IDLE_SECONDS)
-            if batch is None:
+            if not await inbox.filled(_IDLE_SECONDS):
                 if taken.answered == taken.position.next_to_apply:
                     self._say("running")
                 if noted < taken.answered:
@@ -151,33 +151,36 @@ class Lane:
                     await self._check(taken)
                 continue
             idle = 0
-            with self.watch.batch(batch[0], inbox.taken_bytes):
-                await self._decide_batch(taken, *batch, outbox)
-            del batch  # so that the next one isn't decoded beside it
+            async with self._parts.turns.turn() as give_back:
+                if not inbox.closed:
+                    await self._decide_batch(taken, inbox, outbox, give_back)
         await outbox.put(None)
 
     async def _decide_batch(
         self,
         taken: TakenOver,
-        records: list[Record],
-        next_offset: int,
+        inbox: Inbox,
         outbox: "asyncio.Queue[Decided | None]",
+        give_back: Callable[[], None],
     ) -> None:
-        with self.watch.stage("decode"):
-            events = decode_batch(records, taken.position.latest_arrival, self._parts.limits)
-        decisions = apply_batch(
-            taken.connection,
-            taken.position,
-            Batch(events, next_offset),
-            taken.ground,
-            taken.answered,
-            self._say_waiting,
-            self.watch.stage,
-        )
-        async for decided in decisions:
-            self._say("running")
-            self.watch.decided(decided, taken.position.latest_arrival)
-            await outbox.put(decided)
+        records, next_offset = inbox.take()
+        with self.watch.batch(records, inbox.taken_bytes):
+            with self.watch.stage("decode"):
+                events = decode_batch(records, taken.position.latest_arrival, self._parts.limits)
+            decisions = apply_batch(
+                taken.connection,
+                taken.position,
+                Batch(events, next_offset),
+                taken.ground,
+                taken.answered,
+                self._say_waiting,
+                self.watch.stage,
+            )
+            async for decided in decisions:
+                self._say("running")
+                self.watch.decided(decided, taken.position.latest_arrival)
+                give_back()  # these may have to wait for the answers before them
+                await outbox.put(decided)
 
     async def _answer(self, taken: TakenOver, outbox: "asyncio.Queue[Decided | None]") -> None:
         ended = False

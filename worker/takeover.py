@@ -22,6 +22,7 @@ from worker.record import DecodeLimits
 from worker.settings import Settings
 from worker.sql import queries
 from worker.stored import stored_answers
+from worker.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class LaneParts:
     input_log: InputLog
     pool: "asyncpg.Pool[asyncpg.Record]"
     states: LaneStates
+    turns: Turns
     watch: LaneWatch
 
 

@@ -67,6 +67,24 @@ class Visible:
         self._consumer.close()
 
 
+class Applied:
+    """Records below which everything is decided. Answers come a few batches after: in a short run, what was decided before
+    it began would count as done in no time."""
+
+    def __init__(self, bench: System) -> None:
+        self._bench = bench
+
+    async def count(self) -> int:
+        rows = await self._bench.database.fetchval(
+            "SELECT sum(next_to_apply) FROM measurement_updates.lanes WHERE topic = $1 AND retired_at IS NULL",
+            self._bench.updates,
+        )
+        return int(rows or 0)
+
+    def close(self) -> None:
+        """The connection is the bench's."""
+
+
 class Committed:
     """Records below the group's offsets, whether they have an answer or are duplicates."""
 

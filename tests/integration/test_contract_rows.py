@@ -7,7 +7,9 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from tests.system import Header, System, until
+from tests.faults.states import lanes_wait
+from tests.system import Header, System, system, until
+from worker.stack import Stack
 
 UNREADABLE = {
     "name NULL": ("name = NULL", "$.name"),
@@ -242,6 +244,31 @@ async def test_a_row_that_another_transaction_holds_is_waited_for(lab: System) -
         [answer] = await lab.answers_to(held)
     await rest.close()
     assert (answer.revision, answer.model["notes"], answer.model["name"]) == (2, "rest", "x")
+
+
+async def test_partitions_that_wait_for_rows_do_not_hold_up_the_others(
+    stack: Stack, migrated_url: str
+) -> None:
+    """More of them than lanes may decide at once."""
+    async with system(stack.kafka_bootstrap_servers, migrated_url, worker_partitions=6) as lab:
+        for number in range(6):
+            await lab.seed(f"m-{number}")
+        rest = await asyncpg.connect(lab.settings.dsn)
+        async with lab.worker():
+            async with rest.transaction():
+                await rest.execute("SELECT FROM cell_measurements WHERE id < 'm-5' FOR UPDATE")
+                held = [
+                    await lab.publish(f"m-{number}", {"name": "x"}, partition=number) for number in range(5)
+                ]
+                await lanes_wait(lab, 5)
+                await lab.publish("m-5", {"name": "x"}, partition=5)
+
+                async def is_applied() -> bool:
+                    return bool((await lab.row("m-5"))["revision"] == 1)
+
+                await until(is_applied, "the partition that waits for nothing goes on")
+            assert [answer.revision for answer in await lab.answers_to(*held)] == [1] * 5
+        await rest.close()
 
 
 async def test_every_decision_is_kept_with_what_it_was_made_of(lab: System) -> None:

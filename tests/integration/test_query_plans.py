@@ -2,6 +2,7 @@
 
 import asyncpg
 
+from worker.database import connect_lane
 from worker.sql import queries
 
 
@@ -53,5 +54,32 @@ async def test_hot_queries_read_by_index_only_what_a_batch_names(migrated_url: s
         await connection.execute(f"PREPARE write_updates AS {queries()['write_updates']}")
         plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE write_updates({nulls})"))
         assert "cell_measurements_pkey" in plan, plan
+    finally:
+        await connection.close()
+
+
+async def test_a_table_without_statistics_is_not_read_as_a_whole(migrated_url: str) -> None:
+    """As while a new database is filled: Postgres would think each identity to be that of one row in two hundred."""
+    connection = await connect_lane(migrated_url, application="measurement-updates lane 0")
+    try:
+        await connection.execute(
+            """ALTER TABLE measurement_updates.applied_updates SET (autovacuum_enabled = off);
+               INSERT INTO measurement_updates.applied_updates
+                   (lane, log_offset, arrival, identity, content, measurement_id, event_source, event_id, revision,
+                    changed, answer_source, answer)
+               SELECT 1, number, number, sha256(number::text::bytea), '\\x00', number::text, 's', number::text, 1, '',
+                      's', repeat('x', 1000)
+               FROM generate_series(1, 20000) AS number"""
+        )
+        identities = (
+            "(SELECT array_agg(sha256((-number)::text::bytea)) FROM generate_series(1, 2000) AS number)"
+        )
+        literal = await connection.fetchval(f"SELECT {identities}::text")
+        await connection.execute(f"PREPARE find_identities AS {queries()['find_identities']}")
+        plan = "\n".join(
+            row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE find_identities('{literal}')")
+        )
+        assert "applied_updates_by_identity" in plan, plan[-500:]
+        assert "Seq Scan" not in plan, plan[-500:]
     finally:
         await connection.close()
