@@ -2,6 +2,7 @@
 
 import asyncpg
 
+from tests.system import System
 from worker.database import connect_lane
 from worker.sql import queries
 
@@ -83,3 +84,22 @@ async def test_a_table_without_statistics_is_not_read_as_a_whole(migrated_url: s
         assert "Seq Scan" not in plan, plan[-500:]
     finally:
         await connection.close()
+
+
+async def test_rows_are_written_without_touching_their_indexes(lab: System) -> None:
+    """HOT: no indexed column changes, and fillfactor leaves room in the page."""
+    ids = [f"m-{number}" for number in range(40)]
+    for id in ids:
+        await lab.seed(id)
+    async with lab.worker():
+        for turn in range(5):
+            for id in ids:
+                await lab.update(id, {"notes": f"turn {turn}"}, id=f"e-{turn}")
+            await lab.settled()
+    # its sessions have ended, so what they did is counted
+    written = await lab.database.fetchrow(
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'cell_measurements'"
+    )
+    assert written is not None
+    assert written["n_tup_upd"] >= len(ids) * 5
+    assert written["n_tup_hot_upd"] > 0.8 * written["n_tup_upd"], dict(written)
