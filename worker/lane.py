@@ -6,7 +6,7 @@ other way to recover.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +28,6 @@ from worker.takeover import LaneParts, TakenOver, check_ends, take_over
 _IDLE_SECONDS = 1.0
 _CHECK_LOG_EVERY = 5
 """Idle seconds: a log that is deleted and made anew, and a broker that is away, just go quiet."""
-_MAX_UNANSWERED_BATCHES = 1
-"""Decided, and not yet begun to be answered; one more may wait for its place. What is in flight takes memory, and the next
-owner has to answer it again."""
-_MAX_MERGED_BYTES = 8 * 1024**2
 _SLOW_SECONDS = 3.0
 """What takes longer than this is said: aiokafka retries by itself, for up to half a minute a step."""
 _LOCKED = "nothing, where it is short. Else end the transaction that holds the lock: pg_blocking_pids() names its session"
@@ -124,7 +120,7 @@ class Lane:
         # after trouble it is said once a batch has gone through: what was waited for may be in the next record
         if self.state == "taking_over":
             self._say("running", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
-        outbox: asyncio.Queue[Decided | None] = asyncio.Queue(_MAX_UNANSWERED_BATCHES)
+        outbox: asyncio.Queue[Decided | None] = asyncio.Queue(1)
 
         async def both() -> None:
             async with asyncio.TaskGroup() as loops:
@@ -151,9 +147,11 @@ class Lane:
                     await self._check(taken)
                 continue
             idle = 0
-            async with self._parts.turns.turn() as give_back:
+            # until the batch before is on its way: what is decided sooner isn't answered sooner, and more comes meanwhile
+            await outbox.join()
+            async with self._parts.turns.turn():
                 if not inbox.closed:
-                    await self._decide_batch(taken, inbox, outbox, give_back)
+                    await self._decide_batch(taken, inbox, outbox)
         await outbox.put(None)
 
     async def _decide_batch(
@@ -161,7 +159,6 @@ class Lane:
         taken: TakenOver,
         inbox: Inbox,
         outbox: "asyncio.Queue[Decided | None]",
-        give_back: Callable[[], None],
     ) -> None:
         records, next_offset = inbox.take()
         with self.watch.batch(records, inbox.taken_bytes):
@@ -179,24 +176,15 @@ class Lane:
             async for decided in decisions:
                 self._say("running")
                 self.watch.decided(decided, taken.position.latest_arrival)
-                give_back()  # these may have to wait for the answers before them
                 await outbox.put(decided)
 
     async def _answer(self, taken: TakenOver, outbox: "asyncio.Queue[Decided | None]") -> None:
-        ended = False
-        while not ended:
-            batches = [await outbox.get()]
-            # a transaction costs the same for two batches as for one
-            while not outbox.empty() and _size(batches) < _MAX_MERGED_BYTES:
-                batches.append(outbox.get_nowait())
-            ended = batches[-1] is None
-            decided = [batch for batch in batches if batch is not None]
-            if decided:
-                answers = [answer for batch in decided for answer in batch.answers]
-                await self._emit_in_order(taken, answers, decided[-1].next_offset)
-                self._progressed = True
+        while (decided := await outbox.get()) is not None:
+            outbox.task_done()
+            await self._emit_in_order(taken, decided.answers, decided.next_offset)
+            self._progressed = True
 
-    async def _emit_in_order(self, taken: TakenOver, answers: list[Answer], next_offset: int) -> None:
+    async def _emit_in_order(self, taken: TakenOver, answers: Sequence[Answer], next_offset: int) -> None:
         """Cut before an answer whose predecessor, through another partition, isn't out yet; wait; go on."""
         waits = backoff(first=0.01, cap=0.5)
         with self._said_if_slow(
@@ -211,7 +199,7 @@ class Lane:
                 await asyncio.sleep(next(waits))
         await self._emit(taken, answers, next_offset)
 
-    async def _emit(self, taken: TakenOver, answers: list[Answer], next_offset: int) -> None:
+    async def _emit(self, taken: TakenOver, answers: Sequence[Answer], next_offset: int) -> None:
         with (
             self._said_if_slow("Kafka hasn't taken the answers yet", _SLOW_KAFKA),
             self.watch.emitting(answers, next_offset),
@@ -268,10 +256,6 @@ async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
         if is_cancelled():
             raise
         raise DependencyAway("a library has cancelled what it was doing") from None
-
-
-def _size(batches: Iterable[Decided | None]) -> int:
-    return sum(len(answer.value or b"") for batch in batches if batch is not None for answer in batch.answers)
 
 
 def _worth_another_try(error: Exception) -> WorkerError:

@@ -1,6 +1,6 @@
 """Taking a partition over: from here on nobody else can write for it, and everything already decided is answered."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +55,7 @@ class TakenOver:
     """Every record below is known to be answered."""
 
 
-EmitInOrder = Callable[[TakenOver, list[Answer], int], Awaitable[None]]
+EmitInOrder = Callable[[TakenOver, Sequence[Answer], int], Awaitable[None]]
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@ waits for a step of all the others, and rows stay locked for as long as a hundre
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 _AT_ONCE = 4
@@ -19,8 +19,7 @@ class Turns:
         self._free = asyncio.Semaphore(_AT_ONCE)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Callable[[], None]]:
-        """Gives what ends it early."""
+    async def turn(self) -> AsyncIterator[None]:
         await self._free.acquire()
         held = True
 
@@ -32,7 +31,7 @@ class Turns:
 
         later = asyncio.get_running_loop().call_later(_SECONDS, give_back)
         try:
-            yield give_back
+            yield
         finally:
             later.cancel()
             give_back()

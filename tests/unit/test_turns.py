@@ -33,16 +33,6 @@ async def test_so_many_at_once_and_the_next_one_when_one_ends() -> None:
     assert shared._free._value == turns._AT_ONCE
 
 
-async def test_it_can_be_given_back_early_and_only_once() -> None:
-    shared = Turns()
-    async with shared.turn() as give_back:
-        assert shared._free._value == turns._AT_ONCE - 1
-        give_back()
-        give_back()
-        assert shared._free._value == turns._AT_ONCE
-    assert shared._free._value == turns._AT_ONCE
-
-
 async def test_who_takes_long_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "_SECONDS", 0.01)
     shared = Turns()
