@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import asyncpg
 import structlog
-import uvloop
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker
@@ -264,7 +263,7 @@ def run_worker(settings: Settings) -> None:
     tune_collector()
     hold_back_repeats()
     bound_connecting()
-    uvloop.run(_run(settings))
+    asyncio.run(_run(settings))
 
 
 async def _run(settings: Settings) -> None:

@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 import aiokafka.producer.sender as sender_module
 import asyncpg
-import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 Queue: TypeAlias = "asyncio.Queue[list[ConsumerRecord[bytes, bytes]]]"
@@ -67,4 +66,4 @@ async def main(servers: str, dsn: str, updates: str, updated: str, partitions: i
 
 if __name__ == "__main__":
     servers, dsn, updates, updated, partitions = sys.argv[1:]
-    uvloop.run(main(servers, dsn, updates, updated, int(partitions)))
+    asyncio.run(main(servers, dsn, updates, updated, int(partitions)))
