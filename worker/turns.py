@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 _AT_ONCE = 4
-"""The loop is busy with these: some of them are, while the others wait for Postgres."""
+"""Enough to keep the loop busy: while some wait for Postgres, others decode and plan."""
 _SECONDS = 3.0
 """Who takes longer waits for something (a lock, a database that is away), and mustn't hold up the others."""
 

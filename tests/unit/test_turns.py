@@ -10,22 +10,21 @@ from worker.turns import Turns
 
 async def test_so_many_at_once_and_the_next_one_when_one_ends() -> None:
     shared = Turns()
-    entered = 0
+    entered: asyncio.Queue[int] = asyncio.Queue()
     leave = [asyncio.Event() for _ in range(turns._AT_ONCE + 2)]
 
     async def lane(number: int) -> None:
-        nonlocal entered
         async with shared.turn():
-            entered += 1
+            entered.put_nowait(number)
             await leave[number].wait()
 
     lanes = [asyncio.create_task(lane(number)) for number in range(len(leave))]
-    await asyncio.sleep(0)
-    assert entered == turns._AT_ONCE
+    assert [await entered.get() for _ in range(turns._AT_ONCE)] == list(range(turns._AT_ONCE))
+    assert entered.empty()  # every lane has asked by now: they began before the first one woke us
     leave[0].set()
     await lanes[0]
-    await asyncio.sleep(0)
-    assert entered == turns._AT_ONCE + 1
+    assert await entered.get() == turns._AT_ONCE
+    assert entered.empty()
     lanes[-1].cancel()  # while it waits for its turn
     for event in leave:
         event.set()
