@@ -133,8 +133,14 @@ async def test_what_was_fetched_before_a_rebalance_is_refused_after_it(
     async with lab.worker():
         await load.publish(200)
         await lab.settled()
+        first = await epochs(lab)
         with lab.process() as other:
             await shared(lab)
+
+            async def both_taken_over() -> bool:
+                return all(now > once for now, once in zip(await epochs(lab), first, strict=True))
+
+            await until(both_taken_over, "the partition that stays is taken over again, too")
             assert {fetched.partition for fetched in fetched_before if fetched.records} == {0, 1}
             before = await epochs(lab)
             rebalanced.set()
