@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 import structlog
+import uvloop
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker
@@ -263,7 +264,7 @@ def run_worker(settings: Settings) -> None:
     tune_collector()
     hold_back_repeats()
     bound_connecting()
-    asyncio.run(_run(settings))
+    uvloop.run(_run(settings))
 
 
 async def _run(settings: Settings) -> None:

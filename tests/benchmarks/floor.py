@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 import orjson
+import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from worker.measurement import BIT
@@ -59,4 +60,4 @@ async def main(servers: str, dsn: str, updates: str, updated: str, events: int, 
 
 if __name__ == "__main__":
     servers, dsn, updates, updated, events, batch = sys.argv[1:]
-    asyncio.run(main(servers, dsn, updates, updated, int(events), int(batch)))
+    uvloop.run(main(servers, dsn, updates, updated, int(events), int(batch)))

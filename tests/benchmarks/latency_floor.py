@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import aiokafka.producer.sender as sender_module
 import asyncpg
+import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 Queue: TypeAlias = "asyncio.Queue[list[ConsumerRecord[bytes, bytes]]]"
@@ -66,4 +67,4 @@ async def main(servers: str, dsn: str, updates: str, updated: str, partitions: i
 
 if __name__ == "__main__":
     servers, dsn, updates, updated, partitions = sys.argv[1:]
-    asyncio.run(main(servers, dsn, updates, updated, int(partitions)))
+    uvloop.run(main(servers, dsn, updates, updated, int(partitions)))
