@@ -66,11 +66,10 @@ def read_update(key: bytes | None, headers: Mapping[str, bytes | None], value: b
         faults.append(_attribute(events.CE_TYPE, f'"{events.UPDATE_TYPE}"', headers))
     id_ = _text(events.CE_ID, headers.get(events.CE_ID), faults)
     source = _text(events.CE_SOURCE, headers.get(events.CE_SOURCE), faults)
-    subject = (
-        _text(events.CE_SUBJECT, headers.get(events.CE_SUBJECT), faults)
-        if events.CE_SUBJECT in headers
-        else None
-    )
+    subject = None
+    if events.CE_SUBJECT in headers:
+        raw = headers[events.CE_SUBJECT]
+        subject = record_key if record_key and raw == key else _text(events.CE_SUBJECT, raw, faults)
     organization_id = (
         _text(events.CE_ORGANIZATIONID, headers.get(events.CE_ORGANIZATIONID), faults)
         if events.CE_ORGANIZATIONID in headers

@@ -121,7 +121,7 @@ def deeper_than(depth: int, value: bytes) -> bool:
     """Whether objects and lists are nested deeper than this, brackets in strings aside. Exact where `value`
     is JSON."""
     # Depth is at most the number of opening brackets, and few values have many.
-    if value.count(b"[") + value.count(b"{") <= depth:
+    if len(value.translate(None, NOT_OPENING)) <= depth:
         return False
     if b"\\" in value:  # pairs first: what is left before a quote is an escape of it
         value = value.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -133,6 +133,7 @@ def deeper_than(depth: int, value: bytes) -> bool:
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > depth
 
 
+NOT_OPENING = bytes(set(range(256)) - set(b"[{"))
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = [1 if byte in b"[{" else -1 for byte in range(256)]
 

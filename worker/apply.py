@@ -9,18 +9,19 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 import orjson
 
+from worker.applied_rows import COLUMNS, in_binary, in_columns
 from worker.crash_points import reached
 from worker.database import Connection, transaction
 from worker.errors import DependencyAway, LaneStopped, Superseded
 from worker.measurement import BIT, JSON_FIELDS, PATCHABLE, Measurement, measurement_of
-from worker.plan import Applied, Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
+from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES, Record, Rejection, Update, whole_length
 from worker.rejected_cases import settle_cases
 from worker.sql import queries
@@ -214,14 +215,13 @@ async def _write_updates(connection: Connection, result: Plan, ground: Ground) -
         [measurement.positions[field] for measurement in measurements] if stamped & BIT[field] else None
         for field in PATCHABLE
     ]
-    applied = [_applied_row(one) for one in result.applied]
-    few = len(applied) <= _FEW
+    few = len(result.applied) <= _FEW
     status = await connection.execute(
         queries()["write_updates"],
         *columns,
         ground.lane,
         ground.form.source,
-        *(zip(*applied, strict=True) if few else [None] * len(_APPLIED_COLUMNS)),
+        *(in_columns(result.applied) if few else [None] * len(COLUMNS)),
     )
     if (rows := int(status.rpartition(" ")[2])) != len(measurements):
         # the rows are locked, so they are there: something else keeps them from being written
@@ -231,13 +231,18 @@ async def _write_updates(connection: Connection, result: Plan, ground: Ground) -
             do="remove what swallows them: it goes on by itself",
         )
     if not few:
-        own = (ground.lane, ground.form.source)
-        await connection.copy_records_to_table(
+        await connection.copy_to_table(
             "applied_updates",
             schema_name="measurement_updates",
-            columns=("lane", "answer_source", *_APPLIED_COLUMNS),
-            records=[own + row for row in applied],
+            columns=("answer_source", "lane", *COLUMNS),
+            format="binary",
+            source=_pieces(in_binary(result.applied, ground.lane, ground.form.source)),
         )
+
+
+async def _pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 def _texts(field: str, measurements: Sequence[Measurement]) -> list[str | None]:
@@ -247,42 +252,6 @@ def _texts(field: str, measurements: Sequence[Measurement]) -> list[str | None]:
     if field in JSON_FIELDS:
         return [None if text is None else text.decode() for text in texts]
     return [None if text is None else orjson.loads(text) for text in texts]
-
-
-_APPLIED_COLUMNS = (
-    "log_offset",
-    "arrival",
-    "identity",
-    "content",
-    "measurement_id",
-    "event_source",
-    "event_id",
-    "traceparent",
-    "revision",
-    "changed",
-    "previous_lane",
-    "previous_offset",
-    "answer",
-)
-
-
-def _applied_row(applied: Applied) -> tuple[Any, ...]:
-    """In the order of _APPLIED_COLUMNS."""
-    update = applied.update
-    return (
-        update.record.offset,
-        update.arrival,
-        update.identity,
-        update.content,
-        update.measurement_id,
-        update.source,
-        update.id,
-        update.traceparent,
-        applied.revision,
-        applied.changed,
-        *(applied.previous or (None, None)),
-        applied.model.decode(),
-    )
 
 
 async def _insert_rejected(connection: Connection, result: Plan, lane: int) -> None:

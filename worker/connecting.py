@@ -5,8 +5,8 @@ issue 876). A broker that hangs, or has vanished, would hold up the way to those
 
 Stopping, it waits for ever for what is in flight to a broker that is away, or raises the cancellation of its own tasks.
 
-Until it has read that a connection is closed, it goes on writing to it. asyncio says nothing then, uvloop raises a RuntimeError,
-which aiokafka takes for a defect. (asyncpg hears at once that its connection is lost, and writes no more.)
+Until it has read that a connection is closed, it goes on writing to it. asyncio says nothing then, uvloop raises a
+RuntimeError, which aiokafka takes for a defect. (asyncpg hears at once that its connection is lost, and writes no more.)
 """
 
 import asyncio

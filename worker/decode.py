@@ -73,22 +73,14 @@ def decode(record: Record, arrival: int, limits: DecodeLimits) -> Update | Rejec
     source, id_ = envelope.source, envelope.id
     if envelope.form == "bare":
         source, id_ = f"kafka:{record.topic}", _bare_id(first)
-    return Update(
-        record=record,
-        arrival=arrival,
-        measurement_id=envelope.measurement_id,
-        source=source,
-        id=id_,
-        identity=_identity(envelope.measurement_id, source, id_, reapply),
-        plain_identity=None if reapply is None else _identity(envelope.measurement_id, source, id_, None),
-        content=_content(body, envelope.expected_revision),
-        patch=body,
-        position=first,
-        expected_revision=envelope.expected_revision,
-        organization_id=envelope.organization_id,
-        traceparent=envelope.traceparent,
-        sent_again=first is not own,
-    )
+    measurement_id, expected_revision = envelope.measurement_id, envelope.expected_revision
+    identity = _identity(measurement_id, source, id_, reapply)
+    plain_identity = None if reapply is None else _identity(measurement_id, source, id_, None)
+    content = _content(body, expected_revision)
+    return Update(  # in its fields' order: fourteen names cost half a microsecond
+        record, arrival, measurement_id, source, id_, identity, plain_identity, content, body, first, expected_revision,
+        envelope.organization_id, envelope.traceparent, first is not own,
+    )  # fmt: skip
 
 
 def _requeued_from(

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from contracts.json_values import NOT_OPENING
 from worker.record import Record
 
 _DECODED_BYTES = 128
@@ -94,5 +95,5 @@ class Inbox:
 def _size(record: Record) -> int:
     """What it takes in memory, about. An object or a list is a few bytes of JSON and some hundred decoded: `{"":0}`."""
     value = record.value or b""
-    decoded = _DECODED_BYTES * (value.count(b"{") + value.count(b"["))
+    decoded = _DECODED_BYTES * len(value.translate(None, NOT_OPENING))
     return len(value) + decoded + len(record.key or b"") + 64 * len(record.headers) + 200

@@ -130,7 +130,8 @@ class Measurement:
         if self.fault:
             return self.fault
         called = fields["name"]
-        if called is None or not 1 <= len(orjson.loads(called)) <= 255:
+        # so few bytes, quotes included, are 1 to 255 characters
+        if called is None or not (2 < len(called) <= 257 or 1 <= len(orjson.loads(called)) <= 255):
             return "name: expected 1 to 255 characters"
         for name in JSON_FIELDS:
             text = fields[name]

@@ -97,7 +97,9 @@ def plan(
     """
     result = Plan()
     size = 0
-    known = {identity: list(found) for identity, found in identities.items()}
+    known: dict[bytes, list[KnownIdentity | Update]] = {
+        identity: list(found) for identity, found in identities.items()
+    }
     for index, event in enumerate(events):
         outcome = event if isinstance(event, Rejection) else _judge(event, measurements, known, ground)
         if outcome is None:
@@ -108,9 +110,7 @@ def plan(
             result.answers.append(rejected_answer(stored, ground.form, ground.partition))
         else:
             applied, answer = outcome
-            known.setdefault(applied.update.identity, []).append(
-                KnownIdentity(applied.update.content, applied.update.arrival)
-            )
+            known.setdefault(applied.update.identity, []).append(applied.update)
             result.applied.append(applied)
             result.answers.append(answer)
             size += len(applied.model)
@@ -123,7 +123,7 @@ def plan(
 def _judge(
     update: Update,
     measurements: Mapping[str, Measurement],
-    known: Mapping[bytes, Sequence[KnownIdentity]],
+    known: Mapping[bytes, Sequence[KnownIdentity | Update]],
     ground: Ground,
 ) -> tuple[Applied, Answer] | Rejection | None:
     """One event, in the contract's order of codes. None: a duplicate."""
@@ -176,14 +176,13 @@ def _judge(
 
 
 def _seen(
-    update: Update, identity: bytes, known: Mapping[bytes, Sequence[KnownIdentity]], ground: Ground
+    update: Update, identity: bytes, known: Mapping[bytes, Sequence[KnownIdentity | Update]], ground: Ground
 ) -> Literal["the same", "another content"] | None:
     """Was this event applied before, near enough in time?"""
-    near = [
-        seen.content
-        for seen in known.get(identity, ())
-        if abs(update.arrival - seen.arrival) < ground.identity_retention
-    ]
+    before = known.get(identity)
+    if before is None:
+        return None
+    near = [seen.content for seen in before if abs(update.arrival - seen.arrival) < ground.identity_retention]
     if not near:
         return None
     return "the same" if update.content in near else "another content"

@@ -45,13 +45,13 @@ async def test_postgres_hears_of_it_at_once(lab: System, turns: int) -> None:
         for within in (True, False):
             connection = await connect_lane(lab.settings.dsn, application="test")
             with pytest.raises((OSError, *POSTGRES_ERRORS)):
-                if within:
-                    async with transaction(connection):
-                        await _lost(connection, turns)
-                else:
-                    await _lost(connection, turns)
+                await (_lost_within_a_transaction if within else _lost)(connection)
 
-    async def _lost(connection: Any, turns: int) -> None:
+    async def _lost_within_a_transaction(connection: Any) -> None:
+        async with transaction(connection):
+            await _lost(connection)
+
+    async def _lost(connection: Any) -> None:
         connection._transport.abort()
         for _ in range(turns):
             await asyncio.sleep(0)

@@ -97,11 +97,11 @@ SELECT identity, content, arrival FROM measurement_updates.applied_updates WHERE
 -- $18 to $30: NULL where the applied updates are many: those come by COPY, which costs two round trips but half an INSERT.
 WITH applied AS (
     INSERT INTO measurement_updates.applied_updates
-        (lane, answer_source, log_offset, arrival, identity, content, measurement_id, event_source, event_id, traceparent,
-         revision, changed, previous_lane, previous_offset, answer)
+        (lane, answer_source, log_offset, arrival, identity, content, revision, measurement_id, event_source, event_id,
+         changed, answer, traceparent, previous_lane, previous_offset)
     SELECT $16::integer, $17::text, *
-    FROM unnest($18::bigint[], $19::bigint[], $20::bytea[], $21::bytea[], $22::text[], $23::text[], $24::text[],
-                $25::text[], $26::bigint[], $27::text[], $28::integer[], $29::bigint[], $30::text[])
+    FROM unnest($18::bigint[], $19::bigint[], $20::bytea[], $21::bytea[], $22::bigint[], $23::text[], $24::text[],
+                $25::text[], $26::text[], $27::text[], $28::text[], $29::integer[], $30::bigint[])
 )
 UPDATE cell_measurements AS m
 SET name = CASE WHEN u.written & 1 <> 0 THEN u.name ELSE m.name END,
