@@ -30,7 +30,7 @@ class Inbox:
         self._max_bytes = max_bytes
         self._pause = pause
         self._resume = resume
-        self._paused = False
+        self._full = asyncio.Event()
         self._ready = asyncio.Event()
         self._closed = False
         self._error: Exception | None = None
@@ -42,8 +42,8 @@ class Inbox:
             self._bytes += size
         self.next_offset = next_offset
         self._ready.set()
-        if not self._paused and (len(self._records) >= self._max_records or self._bytes >= self._max_bytes):
-            self._paused = True
+        if not self.full and (len(self._records) >= self._max_records or self._bytes >= self._max_bytes):
+            self._full.set()
             self._pause()
 
     def close(self) -> None:
@@ -59,6 +59,14 @@ class Inbox:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def full(self) -> bool:
+        """It holds a whole batch, and the partition is paused."""
+        return self._full.is_set()
+
+    async def until_full(self) -> None:
+        await self._full.wait()
 
     async def filled(self, timeout: float) -> bool:
         """Whether there is a batch to take, within `timeout` seconds; not when closed. Raises what it has failed with."""
@@ -86,8 +94,8 @@ class Inbox:
         self.taken_bytes = size
         if not self._records:
             self._ready.clear()
-        if self._paused and len(self._records) < self._max_records and self._bytes < self._max_bytes:
-            self._paused = False
+        if self.full and len(self._records) < self._max_records and self._bytes < self._max_bytes:
+            self._full.clear()
             self._resume()
         return batch, self._records[0][0].offset if self._records else self.next_offset
 

@@ -121,18 +121,26 @@ class Lane:
         if self.state == "taking_over":
             self._say("running", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
         outbox: asyncio.Queue[Decided | None] = asyncio.Queue(1)
+        nothing_sent = asyncio.Event()  # nothing that Kafka hasn't committed yet
+        nothing_sent.set()
 
         async def both() -> None:
             async with asyncio.TaskGroup() as loops:
-                loops.create_task(_uncancelled(self._decide(taken, inbox, outbox)))
-                loops.create_task(_uncancelled(self._answer(taken, outbox)))
+                loops.create_task(_uncancelled(self._decide(taken, inbox, outbox, nothing_sent)))
+                loops.create_task(_uncancelled(self._answer(taken, outbox, nothing_sent)))
 
         # A task group asks the task that it is in to cancel itself, and (before Python 3.13) doesn't take it back: from then
         # on a library's CancelledError would look like a revocation, and end the lane without a word. So it has its own.
         await asyncio.create_task(both())
         await self._note_answered(taken)
 
-    async def _decide(self, taken: TakenOver, inbox: Inbox, outbox: "asyncio.Queue[Decided | None]") -> None:
+    async def _decide(
+        self,
+        taken: TakenOver,
+        inbox: Inbox,
+        outbox: "asyncio.Queue[Decided | None]",
+        nothing_sent: asyncio.Event,
+    ) -> None:
         noted = taken.answered
         idle = 0
         while not inbox.closed:
@@ -147,8 +155,11 @@ class Lane:
                     await self._check(taken)
                 continue
             idle = 0
-            # until the batch before is on its way: what is decided sooner isn't answered sooner, and more comes meanwhile
+            # Until the batch before is on its way, and, where little comes, answered: what is decided sooner isn't answered
+            # sooner, and more comes meanwhile.
             await outbox.join()
+            if not (nothing_sent.is_set() or inbox.full):
+                await _first_of(nothing_sent.wait(), inbox.until_full())
             async with self._parts.turns.turn():
                 if not inbox.closed:
                     await self._decide_batch(taken, inbox, outbox)
@@ -178,10 +189,14 @@ class Lane:
                 self.watch.decided(decided, taken.position.latest_arrival)
                 await outbox.put(decided)
 
-    async def _answer(self, taken: TakenOver, outbox: "asyncio.Queue[Decided | None]") -> None:
+    async def _answer(
+        self, taken: TakenOver, outbox: "asyncio.Queue[Decided | None]", nothing_sent: asyncio.Event
+    ) -> None:
         while (decided := await outbox.get()) is not None:
+            nothing_sent.clear()
             outbox.task_done()
             await self._emit_in_order(taken, decided.answers, decided.next_offset)
+            nothing_sent.set()
             self._progressed = True
 
     async def _emit_in_order(self, taken: TakenOver, answers: Sequence[Answer], next_offset: int) -> None:
