@@ -23,19 +23,27 @@ class PacedLane(Lane):
     def __init__(self) -> None:
         parts: Any = SimpleNamespace(turns=Turns(), watch=None)
         super().__init__(TopicPartition("updates", 0), parts)
-        self.decided: asyncio.Queue[int] = asyncio.Queue()
-        self.begun: asyncio.Queue[int] = asyncio.Queue()
+        self._decided: asyncio.Queue[int] = asyncio.Queue()
+        self._begun: asyncio.Queue[int] = asyncio.Queue()
         self.commit = asyncio.Semaphore(0)
         self.inbox = Inbox(0, _WHOLE, 10**6, pause=lambda: None, resume=lambda: None)
 
     async def _decide_batch(self, taken: Any, inbox: Inbox, outbox: "asyncio.Queue[Decided | None]") -> None:
         records, next_offset = inbox.take()
-        self.decided.put_nowait(len(records))
+        self._decided.put_nowait(len(records))
         await outbox.put(Decided([], next_offset, len(records), 0, []))
 
     async def _emit_in_order(self, taken: Any, answers: Sequence[Answer], next_offset: int) -> None:
-        self.begun.put_nowait(next_offset)
+        self._begun.put_nowait(next_offset)
         await self.commit.acquire()
+
+    async def decided(self) -> int:
+        """How many records the next batch has."""
+        return await asyncio.wait_for(self._decided.get(), 10)
+
+    async def begun(self) -> int:
+        """Up to where the next transaction of Kafka answers."""
+        return await asyncio.wait_for(self._begun.get(), 10)
 
     def fetch(self, count: int) -> None:
         begin = self.inbox.next_offset
@@ -49,7 +57,7 @@ class PacedLane(Lane):
         outbox: asyncio.Queue[Decided | None] = asyncio.Queue(1)
         nothing_sent = asyncio.Event()
         nothing_sent.set()
-        async with asyncio.timeout(10), asyncio.TaskGroup() as loops:
+        async with asyncio.TaskGroup() as loops:
             loops.create_task(self._decide(taken, self.inbox, outbox, nothing_sent))
             loops.create_task(self._answer(taken, outbox, nothing_sent))
 
@@ -58,14 +66,14 @@ async def test_little_waits_for_the_answers_before_it_and_is_decided_together() 
     lane = PacedLane()
     loops = asyncio.create_task(lane.run_loops())
     lane.fetch(1)
-    assert (await lane.decided.get(), await lane.begun.get()) == (1, 1)
+    assert (await lane.decided(), await lane.begun()) == (1, 1)
     for _ in range(3):
         lane.fetch(1)
         for _ in range(20):  # whatever the two loops could do now
             await asyncio.sleep(0)
-    assert lane.decided.empty()
+    assert lane._decided.empty()
     lane.commit.release()
-    assert (await lane.decided.get(), await lane.begun.get()) == (3, 4)
+    assert (await lane.decided(), await lane.begun()) == (3, 4)
     lane.commit.release()
     lane.inbox.close()
     await loops
@@ -75,14 +83,14 @@ async def test_a_whole_batch_is_decided_while_kafka_commits_the_one_before() -> 
     lane = PacedLane()
     loops = asyncio.create_task(lane.run_loops())
     lane.fetch(1)
-    assert (await lane.decided.get(), await lane.begun.get()) == (1, 1)
+    assert (await lane.decided(), await lane.begun()) == (1, 1)
     lane.fetch(_WHOLE - 1)
     await asyncio.sleep(0)
     lane.fetch(1)
-    assert await lane.decided.get() == _WHOLE
-    assert lane.begun.empty()
+    assert await lane.decided() == _WHOLE
+    assert lane._begun.empty()
     for _ in range(2):
         lane.commit.release()
-    assert await lane.begun.get() == 1 + _WHOLE
+    assert await lane.begun() == 1 + _WHOLE
     lane.inbox.close()
     await loops
