@@ -1,6 +1,6 @@
 """One partition: take it over, decide its records in order, send their answers, give it up.
 
-Two loops side by side: while Kafka commits the answers of one batch, Postgres already decides the next. Whatever goes
+Two loops side by side: while Kafka commits the answers of one batch, Postgres decides the next full one. Whatever goes
 wrong ends both, and the lane takes the partition over again, from what Postgres and Kafka know then: there is no
 other way to recover.
 """
