@@ -20,7 +20,7 @@ from worker.applied_rows import COLUMNS, in_binary, in_columns
 from worker.crash_points import reached
 from worker.database import Connection, transaction
 from worker.errors import DependencyAway, LaneStopped, Superseded
-from worker.measurement import BIT, JSON_FIELDS, PATCHABLE, Measurement, measurement_of
+from worker.measurement import BIT, JSON_FIELDS, PATCHABLE, LockedRows, Measurement
 from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES, Record, Rejection, Update, whole_length
 from worker.rejected_cases import settle_cases
@@ -161,25 +161,30 @@ async def _measurements(
     ids: Sequence[str],
     updates: int,
     max_bytes: int,
-) -> dict[str, Measurement]:
+) -> LockedRows:
     """By id, from the rows that are locked; what isn't there is left out. Raises TooMuchAtOnce where all of them would be
     larger.
 
     What isn't there is looked for once more: who deletes a row and inserts it anew, in one transaction that the first look
     had to wait for, leaves neither row for that look to see.
     """
-    found = _by_id(rows, 0, len(ids), updates)
+    found = LockedRows()
+    _add(found, rows, len(ids), updates)
     if missing := [id for id in ids if id not in found]:
-        more = await connection.fetch(queries()["lock_measurements"], missing, max_bytes)
-        found.update(_by_id(more, len(found), len(ids), updates))
+        _add(
+            found,
+            await connection.fetch(queries()["lock_measurements"], missing, max_bytes),
+            len(ids),
+            updates,
+        )
     return found
 
 
-def _by_id(rows: Sequence[asyncpg.Record], before: int, wanted: int, updates: int) -> dict[str, Measurement]:
-    """Raises TooMuchAtOnce where the last row says that there are more than fit; `before` were found before."""
+def _add(found: LockedRows, rows: Sequence[asyncpg.Record], wanted: int, updates: int) -> None:
+    """Raises TooMuchAtOnce where the last row says that there are more than fit."""
     if rows and rows[-1]["id"] is None:
-        raise TooMuchAtOnce(max(1, updates * (before + len(rows) - 1) // wanted))
-    return {row["id"]: measurement_of(row) for row in rows}
+        raise TooMuchAtOnce(max(1, updates * (len(found) + len(rows) - 1) // wanted))
+    found.add(rows)
 
 
 async def _find_identities(

@@ -5,7 +5,7 @@ Fields stay the text that Postgres gave or orjson made: what no event touches is
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -121,7 +121,6 @@ class Measurement:
     """The fields whose value in the database has to be replaced."""
     stamped: int = 0
     """Those whose position has to be: also where an event says what stands there."""
-    applied: bool = False
     excess: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     """Field → a text, and what `excess_in_database` says of it."""
 
@@ -263,6 +262,32 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
         model_head=head,
         fault=fault,
     )
+
+
+class LockedRows(Mapping[str, Measurement]):
+    """The rows of a batch by id. A Measurement is made of one when it is first asked for: a duplicate needs none."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Mapping[str, Any]] = {}
+        self._made: dict[str, Measurement] = {}
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._rows.update((row["id"], row) for row in rows)
+
+    def __getitem__(self, id: str) -> Measurement:
+        made = self._made.get(id)
+        if made is None:
+            made = self._made[id] = measurement_of(self._rows[id])
+        return made
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def _object_text(text: str | None) -> bytes | None:

@@ -116,7 +116,9 @@ def plan(
             size += len(applied.model)
             if size > ground.max_batch_bytes and index > 0:
                 raise TooMuchAtOnce(index)
-    result.measurements = [measurement for measurement in measurements.values() if measurement.applied]
+    result.measurements = [
+        measurements[id] for id in dict.fromkeys(one.update.measurement_id for one in result.applied)
+    ]
     return result
 
 
@@ -127,11 +129,11 @@ def _judge(
     ground: Ground,
 ) -> tuple[Applied, Answer] | Rejection | None:
     """One event, in the contract's order of codes. None: a duplicate."""
-    measurement = measurements.get(update.measurement_id)
-    organization = update.organization_id
-    if organization is not None and (measurement is None or measurement.organization_id != organization):
-        # before identities: nothing of another organization's events may show
-        return _not_found(update)
+    if update.organization_id is not None:
+        measurement = measurements.get(update.measurement_id)
+        if measurement is None or measurement.organization_id != update.organization_id:
+            # before identities: nothing of another organization's events may show
+            return _not_found(update)
 
     seen = _seen(update, update.identity, known, ground)
     if seen == "the same":
@@ -150,6 +152,7 @@ def _judge(
             expected="an id that this source hasn't used for this measurement",
             found=update.id,
         )
+    measurement = measurements.get(update.measurement_id)
     if measurement is None:
         return _not_found(update)
     if update.patch.get("properties") is not None and measurement.measurement_type != "properties":
@@ -287,7 +290,6 @@ def _apply(
     measurement.revision = revision
     measurement.updated_at = updated_at
     measurement.last_answer = (ground.lane, record.offset)
-    measurement.applied = True
     return applied, answer
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from contracts.events import Violation
 from tests import model
 from worker.answer import Answer, AnswerForm
-from worker.measurement import BIT, Measurement, iso8601, json_equal, measurement_of, timestamp_of
+from worker.decode import decode
+from worker.measurement import BIT, LockedRows, Measurement, iso8601, json_equal, measurement_of, timestamp_of
 from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
-from worker.record import Rejection, Update, position
+from worker.record import DecodeLimits, Rejection, Update, position
 
 RETENTION = 30
 FORM = AnswerForm("updates", "updated", "rejected", "worker")
@@ -545,3 +546,19 @@ def test_a_batch_whose_answers_take_too_much_memory_says_how_many_events_fit() -
     assert raised.value.fitting == 2
     alone = Ground(1, 0, GROUND.form, RETENTION, max_batch_bytes=1)
     assert len(plan(events[:1], {"m-1": measurement_of(fresh_rows()[0])}, {}, alone).applied) == 1
+
+
+def test_no_measurement_is_made_of_a_row_that_only_duplicates_name() -> None:
+    rows = LockedRows()
+    rows.add([{"id": "m-1"}])  # nothing more can be made of it
+    headers = (
+        ("ce_specversion", b"1.0"),
+        ("ce_type", b"cell_measurement.update.v1"),
+        ("ce_id", b"e-1"),
+        ("ce_source", b"c"),
+    )
+    record = LogRecord("updates", 0, 0, 100, 1, b"m-1", b'{"notes":"n"}', headers)
+    event = decode(record, 100, DecodeLimits())
+    assert isinstance(event, Update)
+    known = {event.identity: [KnownIdentity(event.content, 100)]}
+    assert ("m-1" in rows, plan([event], rows, known, GROUND).duplicates) == (True, 1)
