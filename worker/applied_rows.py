@@ -31,8 +31,9 @@ _BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _END = struct.pack(">h", -1)
 _NULL = struct.pack(">i", -1)
 _length = struct.Struct(">i").pack
-# Each field after its length: how many fields, answer_source's length; then from lane to revision
+# A row is the number of its fields, then each field after its length.
 _count_and_source = struct.Struct(">hi").pack
+# lane, log_offset, arrival, identity, content, revision
 _fixed = struct.Struct(">iiiqiqi16si16siq").pack
 _previous = struct.Struct(">iiiq").pack
 

@@ -171,12 +171,8 @@ async def _measurements(
     found = LockedRows()
     _add(found, rows, len(ids), updates)
     if missing := [id for id in ids if id not in found]:
-        _add(
-            found,
-            await connection.fetch(queries()["lock_measurements"], missing, max_bytes),
-            len(ids),
-            updates,
-        )
+        more = await connection.fetch(queries()["lock_measurements"], missing, max_bytes)
+        _add(found, more, len(ids), updates)
     return found
 
 

@@ -121,13 +121,13 @@ class Lane:
         if self.state == "taking_over":
             self._say("running", next_to_apply=inbox.next_offset, epoch=taken.position.epoch)
         outbox: asyncio.Queue[Decided | None] = asyncio.Queue(1)
-        nothing_sent = asyncio.Event()  # nothing that Kafka hasn't committed yet
-        nothing_sent.set()
+        all_answered = asyncio.Event()  # Kafka has committed whatever is decided
+        all_answered.set()
 
         async def both() -> None:
             async with asyncio.TaskGroup() as loops:
-                loops.create_task(_uncancelled(self._decide(taken, inbox, outbox, nothing_sent)))
-                loops.create_task(_uncancelled(self._answer(taken, outbox, nothing_sent)))
+                loops.create_task(_uncancelled(self._decide(taken, inbox, outbox, all_answered)))
+                loops.create_task(_uncancelled(self._answer(taken, outbox, all_answered)))
 
         # A task group asks the task that it is in to cancel itself, and (before Python 3.13) doesn't take it back: from then
         # on a library's CancelledError would look like a revocation, and end the lane without a word. So it has its own.
@@ -139,7 +139,7 @@ class Lane:
         taken: TakenOver,
         inbox: Inbox,
         outbox: "asyncio.Queue[Decided | None]",
-        nothing_sent: asyncio.Event,
+        all_answered: asyncio.Event,
     ) -> None:
         noted = taken.answered
         idle = 0
@@ -158,8 +158,8 @@ class Lane:
             # Until the batch before is on its way, and, where little comes, answered: what is decided sooner isn't answered
             # sooner, and more comes meanwhile.
             await outbox.join()
-            if not (nothing_sent.is_set() or inbox.full):
-                await _first_of(nothing_sent.wait(), inbox.until_full())
+            if not (all_answered.is_set() or inbox.full):
+                await _first_of(all_answered.wait(), inbox.until_full())
             async with self._parts.turns.turn():
                 if not inbox.closed:
                     await self._decide_batch(taken, inbox, outbox)
@@ -190,13 +190,13 @@ class Lane:
                 await outbox.put(decided)
 
     async def _answer(
-        self, taken: TakenOver, outbox: "asyncio.Queue[Decided | None]", nothing_sent: asyncio.Event
+        self, taken: TakenOver, outbox: "asyncio.Queue[Decided | None]", all_answered: asyncio.Event
     ) -> None:
         while (decided := await outbox.get()) is not None:
-            nothing_sent.clear()
+            all_answered.clear()
             outbox.task_done()
             await self._emit_in_order(taken, decided.answers, decided.next_offset)
-            nothing_sent.set()
+            all_answered.set()
             self._progressed = True
 
     async def _emit_in_order(self, taken: TakenOver, answers: Sequence[Answer], next_offset: int) -> None:

@@ -55,11 +55,11 @@ class PacedLane(Lane):
     async def run_loops(self) -> None:
         taken: Any = SimpleNamespace(answered=0, position=SimpleNamespace(next_to_apply=-1))
         outbox: asyncio.Queue[Decided | None] = asyncio.Queue(1)
-        nothing_sent = asyncio.Event()
-        nothing_sent.set()
+        all_answered = asyncio.Event()
+        all_answered.set()
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._decide(taken, self.inbox, outbox, nothing_sent))
-            loops.create_task(self._answer(taken, outbox, nothing_sent))
+            loops.create_task(self._decide(taken, self.inbox, outbox, all_answered))
+            loops.create_task(self._answer(taken, outbox, all_answered))
 
 
 async def test_little_waits_for_the_answers_before_it_and_is_decided_together() -> None:
