@@ -116,9 +116,9 @@ def plan(
             size += len(applied.model)
             if size > ground.max_batch_bytes and index > 0:
                 raise TooMuchAtOnce(index)
-    result.measurements = [
-        measurements[id] for id in dict.fromkeys(one.update.measurement_id for one in result.applied)
-    ]
+    # in the order of their ids, as they are locked: an index or a trigger of the lab's may lock more with each row
+    written = {one.update.measurement_id for one in result.applied}
+    result.measurements = [measurements[id] for id in measurements if id in written]
     return result
 
 

@@ -65,7 +65,8 @@ async def worked_off(lab: System, log: Log) -> None:
     with lab.process(log.file, WORKER_SESSION_TIMEOUT_MS="10000") as worker:
         await lab.settled(120)
         most = peak(worker.pid)
-    assert log.said("lane running") == LANES, f"a lane was taken over a second time: {log.events()}"
+    epochs = await lab.database.fetchval("SELECT array_agg(epoch) FROM measurement_updates.lanes")
+    assert epochs == [1] * LANES, f"a lane was taken over a second time: {log.events()}"
     assert most < MOST, f"expected less than {MOST / MIB:.0f} MiB, found {most / MIB:.0f}"
 
 
