@@ -1,8 +1,8 @@
 """What is emitted for a record, and what is stored to emit it again byte for byte. Pure."""
 
-from collections.abc import Callable, Collection
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
 
 import orjson
 
@@ -23,36 +23,81 @@ Headers = list[tuple[str, bytes | None]]
 
 
 @dataclass(slots=True, eq=False)
-class Answer:
-    """One record to emit."""
+class Answer(ABC):
+    """One record to emit. Its headers are made when they are asked for: thousands of answers wait to go out, and most of
+    what they'd take is headers.
+    """
 
     offset: int
     """Of the record that is answered."""
     topic: str
     key: bytes | None
     value: bytes | None
-    make_headers: Callable[[], Headers]
     arrival: int
-    previous: tuple[int, int] | None = None
+    previous: tuple[int, int] | None
     """(lane, offset) of the measurement's answer before this one: that one goes out first."""
 
     @property
+    @abstractmethod
+    def headers(self) -> Headers: ...
+
+
+@dataclass(slots=True, eq=False)
+class PlainAnswer(Answer):
+    """One whose headers are at hand."""
+
+    given: Headers
+
+    @property
     def headers(self) -> Headers:
-        """Made when they are asked for: thousands of answers wait to go out, and most of what they'd take is headers."""
-        return self.make_headers()
+        return self.given
 
 
-@dataclass(slots=True)
-class Cause:
-    """Where an answer comes from: the record and the event's identity."""
+@dataclass(slots=True, eq=False)
+class UpdatedAnswer(Answer):
+    """A measurement updated event: binary CloudEvent (Kafka protocol binding 1.0)."""
 
-    topic: str
+    updates_topic: str
+    """With partition, offset and arrival: the record that is answered."""
     partition: int
-    offset: int
-    arrival: int
     source: str
+    """Of the event, as `id` is."""
     id: str
     traceparent: str | None
+    updated_at: str
+    revision: int
+    changed: str
+    answer_source: str
+
+    @property
+    def headers(self) -> Headers:
+        headers: Headers = [
+            ("ce_specversion", b"1.0"),
+            ("ce_id", f"{self.updates_topic}/{self.partition}/{self.offset}@{self.arrival}".encode()),
+            ("ce_source", self.answer_source.encode()),
+            ("ce_type", _UPDATED_TYPE),
+            ("ce_subject", self.key),
+            ("ce_time", self.updated_at.encode()),
+            ("content-type", b"application/json"),
+            ("ce_revision", b"%d" % self.revision),
+            ("ce_changed", self.changed.encode()),
+            ("ce_causationid", self.id.encode()),
+            ("ce_causationsource", self.source.encode()),
+        ]
+        if self.traceparent is not None:
+            headers.append(("traceparent", self.traceparent.encode()))
+        return headers
+
+    def most_wire_size(self) -> int:
+        """Not less than `wire_size`, and quicker."""
+        texts = (
+            len(self.updates_topic) + len(self.source) + len(self.id) + len(self.traceparent or "")
+            + len(self.answer_source)
+        )  # fmt: skip
+        return 1_000 + 2 * len(self.key or b"") + len(self.value or b"") + 4 * texts
+
+
+_UPDATED_TYPE = UPDATED_TYPE.encode()
 
 
 @dataclass(slots=True)
@@ -68,6 +113,35 @@ class StoredRejection:
     code: str
     detail: bytes
     truncated: bytes | None
+
+
+@dataclass(slots=True, eq=False)
+class RejectedAnswer(Answer):
+    """A rejected record: as received, with the reason."""
+
+    updates_topic: str
+    partition: int
+    stored: StoredRejection
+
+    @property
+    def headers(self) -> Headers:
+        """Where a name stands twice the last counts: ours come last."""
+        stored = self.stored
+        headers: Headers = [
+            (name.decode("utf-8", "backslashreplace"), content)
+            for name, content in zip(stored.header_names, stored.header_values, strict=True)
+        ]
+        headers += [
+            ("rejection-code", stored.code.encode()),
+            ("rejection-detail", stored.detail),
+            ("rejection-topic", self.updates_topic.encode()),
+            ("rejection-partition", b"%d" % self.partition),
+            ("rejection-offset", b"%d" % stored.offset),
+            ("rejection-timestamp", b"%d" % stored.arrival),
+        ]
+        if stored.truncated is not None:
+            headers.append(("rejection-truncated", stored.truncated))
+        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,55 +162,6 @@ def wire_size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
     for name, content in headers:
         size += (len(name) if name.isascii() else len(name.encode())) + len(content or b"") + _HEADER_OVERHEAD
     return size
-
-
-def updated_answer(
-    form: AnswerForm,
-    cause: Cause,
-    measurement_id: str,
-    updated_at: str,
-    revision: int,
-    changed: str,
-    model: bytes,
-    previous: tuple[int, int] | None,
-    source: str,
-) -> Answer:
-    """A measurement updated event: binary CloudEvent (Kafka protocol binding 1.0)."""
-    key = measurement_id.encode()
-    headers = partial(_updated_headers, key, cause, updated_at, revision, changed, source)
-    return Answer(cause.offset, form.updated_topic, key, model, headers, cause.arrival, previous)
-
-
-def _updated_headers(
-    key: bytes, cause: Cause, updated_at: str, revision: int, changed: str, source: str
-) -> Headers:
-    headers: Headers = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", f"{cause.topic}/{cause.partition}/{cause.offset}@{cause.arrival}".encode()),
-        ("ce_source", source.encode()),
-        ("ce_type", _UPDATED_TYPE),
-        ("ce_subject", key),
-        ("ce_time", updated_at.encode()),
-        ("content-type", b"application/json"),
-        ("ce_revision", b"%d" % revision),
-        ("ce_changed", changed.encode()),
-        ("ce_causationid", cause.id.encode()),
-        ("ce_causationsource", cause.source.encode()),
-    ]
-    if cause.traceparent is not None:
-        headers.append(("traceparent", cause.traceparent.encode()))
-    return headers
-
-
-_UPDATED_TYPE = UPDATED_TYPE.encode()
-
-
-def most_wire_size(answer: Answer, cause: Cause, source: str) -> int:
-    """Not less than `wire_size` of an `updated_answer`, and quicker."""
-    texts = 4 * (
-        len(cause.topic) + len(cause.source) + len(cause.id) + len(cause.traceparent or "") + len(source)
-    )
-    return 1_000 + 2 * len(answer.key or b"") + len(answer.value or b"") + texts
 
 
 def stored_rejection(rejection: Rejection, form: AnswerForm) -> StoredRejection:
@@ -189,28 +214,17 @@ def _size(stored: StoredRejection, form: AnswerForm, partition: int) -> int:
 
 
 def rejected_answer(stored: StoredRejection, form: AnswerForm, partition: int) -> Answer:
-    """A rejected record: as received, with the reason."""
-    headers = partial(_rejected_headers, stored, form.updates_topic, partition)
-    return Answer(stored.offset, form.rejected_topic, stored.key, stored.value, headers, stored.arrival)
-
-
-def _rejected_headers(stored: StoredRejection, updates_topic: str, partition: int) -> Headers:
-    """Where a name stands twice the last counts: ours come last."""
-    headers: Headers = [
-        (name.decode("utf-8", "backslashreplace"), content)
-        for name, content in zip(stored.header_names, stored.header_values, strict=True)
-    ]
-    headers += [
-        ("rejection-code", stored.code.encode()),
-        ("rejection-detail", stored.detail),
-        ("rejection-topic", updates_topic.encode()),
-        ("rejection-partition", b"%d" % partition),
-        ("rejection-offset", b"%d" % stored.offset),
-        ("rejection-timestamp", b"%d" % stored.arrival),
-    ]
-    if stored.truncated is not None:
-        headers.append(("rejection-truncated", stored.truncated))
-    return headers
+    return RejectedAnswer(
+        stored.offset,
+        form.rejected_topic,
+        stored.key,
+        stored.value,
+        stored.arrival,
+        None,
+        form.updates_topic,
+        partition,
+        stored,
+    )
 
 
 def _raw(header_name: str) -> bytes:

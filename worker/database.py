@@ -6,11 +6,16 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import asyncpg
+import asyncpg.protocol.protocol as asyncpg_protocol
 
 from worker.errors import BY_ITSELF, DependencyAway, Fatal
 from worker.sql import migrations
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+# Of each element of an array asyncpg asks whether it is an array itself: two abstract base classes, which takes longer than
+# to send it. What is sent as an array from here is a list or a tuple.
+asyncpg_protocol.IterableABC = (list, tuple)
 
 POSTGRES_ERRORS = (
     asyncpg.PostgresError,

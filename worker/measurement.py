@@ -5,7 +5,7 @@ Fields stay the text that Postgres gave or orjson made: what no event touches is
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -152,7 +152,7 @@ class Measurement:
             fields["properties"] or b"null",
         )
 
-    def growth(self, fields: Mapping[str, bytes | None], changed: int, room: int) -> int:
+    def growth(self, fields: Mapping[str, bytes | None], changed: Collection[str], room: int) -> int:
         """How much larger the model will be once it comes from the database: a batch's end makes no difference to sizes.
 
         Counted only where it may be more than `room` (bytes).
@@ -160,7 +160,7 @@ class Measurement:
         texts = {
             name: text
             for name in JSON_FIELDS
-            if BIT[name] & (self.written | changed) and (text := fields[name]) is not None
+            if (BIT[name] & self.written or name in changed) and (text := fields[name]) is not None
         }
         if sum(map(_most_excess, texts.values())) <= room:
             return 0

@@ -12,12 +12,10 @@ from contracts.events import RejectionCode, Violation
 from worker.answer import (
     Answer,
     AnswerForm,
-    Cause,
     StoredRejection,
-    most_wire_size,
+    UpdatedAnswer,
     rejected_answer,
     stored_rejection,
-    updated_answer,
     wire_size,
 )
 from worker.measurement import (
@@ -199,7 +197,7 @@ def _apply(
     again: it was applied before, and a replay applies it again: a duplicate (None), where that changes nothing.
     """
     fields = dict(measurement.fields)
-    stamped = written = 0
+    stamped = []
     changed = []
     for name in PATCHABLE:
         if name not in update.patch:
@@ -210,7 +208,7 @@ def _apply(
         written_at = measurement.positions[name]
         if written_at is not None and update.position < written_at:
             continue  # late: something newer has written this field
-        stamped |= BIT[name]
+        stamped.append(name)
         before = fields[name]
         after = None if value is None else as_json(value)
         # a string's text is one and the same; equal values of JSON may be written in many ways
@@ -219,7 +217,6 @@ def _apply(
         ):
             continue  # equal values stay as they stand, to the letter
         fields[name] = after
-        written |= BIT[name]
         changed.append(name)
     if again and not changed:
         return None
@@ -241,34 +238,19 @@ def _apply(
             expected="what the response model can express",
         )
 
-    record = update.record
+    record, form = update.record, ground.form
     names = ",".join(changed)
     model = measurement.model(fields, updated_at)
-    cause = Cause(
-        record.topic,
-        record.partition,
-        record.offset,
-        update.arrival,
-        update.source,
-        update.id,
-        update.traceparent,
-    )
-    form = ground.form
-    answer = updated_answer(
-        form,
-        cause,
-        measurement.id,
-        iso8601(updated_at),
-        revision,
-        names,
-        model,
-        measurement.last_answer,
-        form.source,
-    )
-    size = most_wire_size(answer, cause, form.source) * MOST_GROWTH
+    previous = measurement.last_answer
+    answer = UpdatedAnswer(
+        record.offset, form.updated_topic, measurement.id.encode(), model, update.arrival, previous,
+        record.topic, record.partition, update.source, update.id, update.traceparent,
+        iso8601(updated_at), revision, names, form.source,
+    )  # fmt: skip
+    size = answer.most_wire_size() * MOST_GROWTH
     if size > form.max_updated_bytes:  # it may be: only then is it counted
         size = wire_size(answer.key, answer.value, answer.headers)
-        size += measurement.growth(fields, written, form.max_updated_bytes - size)
+        size += measurement.growth(fields, changed, form.max_updated_bytes - size)
     if size > form.max_updated_bytes:
         return _reject(
             update,
@@ -280,13 +262,13 @@ def _apply(
             found=size,
         )
 
-    applied = Applied(update, revision, names, measurement.last_answer, model)
+    applied = Applied(update, revision, names, previous, model)
     measurement.fields = fields
-    for name in PATCHABLE:
-        if BIT[name] & stamped:
-            measurement.positions[name] = update.position
-    measurement.stamped |= stamped
-    measurement.written |= written
+    for name in stamped:
+        measurement.positions[name] = update.position
+        measurement.stamped |= BIT[name]
+    for name in changed:
+        measurement.written |= BIT[name]
     measurement.revision = revision
     measurement.updated_at = updated_at
     measurement.last_answer = (ground.lane, record.offset)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from worker.answer import Answer, AnswerForm, Cause, StoredRejection, rejected_answer, updated_answer
+from worker.answer import Answer, AnswerForm, StoredRejection, UpdatedAnswer, rejected_answer
 from worker.database import Connection
 from worker.measurement import updated_at_of
 from worker.sql import queries
@@ -47,26 +47,22 @@ def _was_cut(rows: list[Any]) -> bool:
 
 def _updated(row: Any, form: AnswerForm, partition: int) -> Answer:
     model = row["answer"].encode()
-    cause = Cause(
-        form.updates_topic,
-        partition,
-        row["log_offset"],
-        row["arrival"],
-        row["event_source"],
-        row["event_id"],
-        row["traceparent"],
-    )
-    previous = None if row["previous_lane"] is None else (row["previous_lane"], row["previous_offset"])
-    return updated_answer(
-        form,
-        cause,
-        row["measurement_id"],
-        updated_at_of(model),
-        row["revision"],
-        row["changed"],
-        model,
-        previous,
-        row["answer_source"],
+    return UpdatedAnswer(
+        offset=row["log_offset"],
+        topic=form.updated_topic,
+        key=row["measurement_id"].encode(),
+        value=model,
+        arrival=row["arrival"],
+        previous=None if row["previous_lane"] is None else (row["previous_lane"], row["previous_offset"]),
+        updates_topic=form.updates_topic,
+        partition=partition,
+        source=row["event_source"],
+        id=row["event_id"],
+        traceparent=row["traceparent"],
+        updated_at=updated_at_of(model),
+        revision=row["revision"],
+        changed=row["changed"],
+        answer_source=row["answer_source"],
     )
 
 

@@ -9,13 +9,11 @@ import sys
 from typing import Any
 
 import asyncpg
+import orjson
 from confluent_kafka import Consumer, Producer
 
 _BATCH = 5_000
 _APPLY = """
-    WITH u AS (
-        SELECT DISTINCT ON (id) id, patch FROM unnest($1::text[], $2::jsonb[]) WITH ORDINALITY AS u (id, patch, n)
-        ORDER BY id, n DESC)
     UPDATE cell_measurements AS m
     SET name = CASE WHEN u.patch ? 'name' THEN u.patch ->> 'name' ELSE m.name END,
         protocol = CASE WHEN u.patch ? 'protocol' THEN u.patch -> 'protocol' ELSE m.protocol END,
@@ -23,7 +21,7 @@ _APPLY = """
         notes = CASE WHEN u.patch ? 'notes' THEN u.patch ->> 'notes' ELSE m.notes END,
         properties = CASE WHEN u.patch ? 'properties' THEN u.patch -> 'properties' ELSE m.properties END,
         updated_at = now(), revision = m.revision + 1
-    FROM u WHERE m.id = u.id
+    FROM unnest($1::text[], $2::jsonb[]) AS u (id, patch) WHERE m.id = u.id
     RETURNING m.id, to_jsonb(m)::text"""
 
 
@@ -56,10 +54,11 @@ async def main(servers: str, dsn: str, updates: str, updated: str, events: int) 
             )
             new = {(row["source"], row["id"]) for row in inserted}
             wanted = [message for message, event in zip(messages, events_of, strict=True) if event in new]
+            patches: dict[str, dict[str, Any]] = {}
+            for message in wanted:
+                patches.setdefault(message.key().decode(), {}).update(orjson.loads(message.value()))
             rows = await connection.fetch(
-                _APPLY,
-                [message.key().decode() for message in wanted],
-                [message.value().decode() for message in wanted],
+                _APPLY, list(patches), [orjson.dumps(patch).decode() for patch in patches.values()]
             )
         models = dict(rows)
         for message in wanted:

@@ -8,7 +8,7 @@ from aiokafka.errors import TopicAuthorizationFailedError
 
 from tests.faults.states import Log, stops
 from tests.system import System
-from worker.answer import Answer, AnswerForm
+from worker.answer import Answer, AnswerForm, PlainAnswer
 from worker.apply import Batch, LanePosition, apply
 from worker.consumer import Fetched, LogConsumer
 from worker.database import close, connect_lane
@@ -29,7 +29,7 @@ async def test_a_producer_whose_successor_has_started_can_commit_nothing(lab: Sy
     )
 
     def answers(value: bytes) -> list[Answer]:
-        return [Answer(0, lab.settings.worker_updated_topic, b"m-1", value, list, 1)]
+        return [PlainAnswer(0, lab.settings.worker_updated_topic, b"m-1", value, 1, None, [])]
 
     try:
         await former.start()

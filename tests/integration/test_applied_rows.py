@@ -1,6 +1,10 @@
-"""COPY's binary format, as it is made here, stores what goes as columns where there is little."""
+"""Applied updates reach Postgres: COPY's binary format, as it is made here, stores what goes as columns where there is
+little; and asyncpg sends arrays without asking twice of each element."""
 
 from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
 
 from tests.system import System
 from tests.unit.test_plan import LogRecord
@@ -64,3 +68,13 @@ async def test_copy_stores_what_the_columns_say(lab: System) -> None:
     )
     expected = [("urn:wörker", *row) for row in zip(*in_columns(applied), strict=True)]
     assert [tuple(row) for row in found] == expected
+
+
+async def test_only_lists_and_tuples_are_taken_for_arrays(lab: System) -> None:
+    """What `worker.database` says to asyncpg still reaches it: a set would be an array to asyncpg's own question."""
+    for sent in (["a", None, "é"], ("a", None, "é")):
+        assert await lab.database.fetchval("SELECT $1::text[]", sent) == ["a", None, "é"]
+    assert await lab.database.fetchval("SELECT $1::bytea[]", [b"a", None]) == [b"a", None]
+    assert await lab.database.fetchval("SELECT $1::text[]", [["a"], ["b"]]) == [["a"], ["b"]]
+    with pytest.raises(asyncpg.DataError, match="a sized iterable container expected"):
+        await lab.database.fetchval("SELECT $1::text[]", {"a"})

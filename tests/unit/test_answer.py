@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from tests.unit.test_plan import LogRecord
 from worker.answer import (
     AnswerForm,
-    Cause,
-    most_wire_size,
+    UpdatedAnswer,
     rejected_answer,
     stored_rejection,
-    updated_answer,
     wire_size,
 )
 from worker.measurement import MOST_GROWTH, excess_in_database
@@ -78,20 +76,24 @@ def test_no_answer_is_larger_than_the_quick_count_says(
     topic: str, source: str, id: str, traceparent: str | None, ours: str, measurement: str
 ) -> None:
     latest = 2**63 - 1
-    cause = Cause(topic, latest, latest, latest, source, id, traceparent)
-    every = "name,protocol,test_setup,notes,properties"
-    answer = updated_answer(
-        AnswerForm(topic, "a", "r", ours),
-        cause,
-        measurement,
-        "9999-12-31T23:59:59.999999Z",
-        latest,
-        every,
-        b"{}",
-        None,
-        ours,
+    answer = UpdatedAnswer(
+        offset=latest,
+        topic="a",
+        key=measurement.encode(),
+        value=b"{}",
+        arrival=latest,
+        previous=None,
+        updates_topic=topic,
+        partition=latest,
+        source=source,
+        id=id,
+        traceparent=traceparent,
+        updated_at="9999-12-31T23:59:59.999999Z",
+        revision=latest,
+        changed="name,protocol,test_setup,notes,properties",
+        answer_source=ours,
     )
-    assert wire_size(answer.key, answer.value, answer.headers) <= most_wire_size(answer, cause, ours)
+    assert wire_size(answer.key, answer.value, answer.headers) <= answer.most_wire_size()
 
 
 @given(

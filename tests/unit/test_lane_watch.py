@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
 from tests.unit.test_plan import LogRecord
-from worker.answer import Answer
+from worker.answer import PlainAnswer
 from worker.consumer import Fetched
 from worker.errors import DependencyAway
 from worker.health import HUNG_SECONDS, WorkerFacts, judge
@@ -42,7 +42,9 @@ class Watched:
         self.watch.decided(Decided([], next_offset, 1, 0, []), arrival)
 
     def emit(self, next_offset: int, arrival: int) -> None:
-        with self.watch.emitting([Answer(next_offset - 1, "t", None, None, list, arrival)], next_offset):
+        with self.watch.emitting(
+            [PlainAnswer(next_offset - 1, "t", None, None, arrival, None, [])], next_offset
+        ):
             pass
 
     def hangs(self) -> bool:

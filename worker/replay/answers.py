@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import Any
 
 from contracts.events import UPDATED_TYPE
-from worker.answer import Answer, AnswerForm, Headers
+from worker.answer import Answer, AnswerForm, Headers, PlainAnswer
 from worker.database import Connection
 from worker.errors import Fatal, SettingsError
 from worker.measurement import iso8601, measurement_of
@@ -182,11 +182,5 @@ def _state(form: AnswerForm, id: str, revision: int, updated_at: int, model: byt
         ("ce_causationid", event.encode()),
         ("ce_causationsource", b"measurement-updates/resend"),
     ]
-    return Answer(
-        0,
-        form.updated_topic,
-        key,
-        model,
-        lambda: headers,
-        (updated_at + 946_684_800_000_000) // 1000,
-    )
+    arrival = (updated_at + 946_684_800_000_000) // 1000
+    return PlainAnswer(0, form.updated_topic, key, model, arrival, None, headers)
