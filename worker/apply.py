@@ -170,7 +170,7 @@ async def _measurements(
     """
     found = LockedRows()
     _add(found, rows, len(ids), updates)
-    if missing := [id for id in ids if id not in found]:
+    if missing := found.missing(ids):
         more = await connection.fetch(queries()["lock_measurements"], missing, max_bytes)
         _add(found, more, len(ids), updates)
     return found

@@ -238,29 +238,30 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
                 "created_at": iso8601(created_at),
             }
         )[:-1]
-    return Measurement(
-        id=id_,
-        measurement_type=measurement_type,
-        organization_id=organization_id,
-        fields={
-            "name": None if name is None else as_json(name),
-            "protocol": _object_text(protocol),
-            "test_setup": _object_text(test_setup),
-            "notes": None if notes is None else as_json(notes),
-            "properties": _object_text(properties),
-        },
-        positions={
+    fields = {
+        "name": None if name is None else as_json(name),
+        "protocol": _object_text(protocol),
+        "test_setup": _object_text(test_setup),
+        "notes": None if notes is None else as_json(notes),
+        "properties": _object_text(properties),
+    }
+    return Measurement(  # in its fields' order: names cost half a microsecond
+        id_,
+        measurement_type,
+        organization_id,
+        fields,
+        {
             "name": name_position,
             "protocol": protocol_position,
             "test_setup": test_setup_position,
             "notes": notes_position,
             "properties": properties_position,
         },
-        revision=revision,
-        updated_at=updated_at,
-        last_answer=None if answer_lane is None else (answer_lane, answer_offset),
-        model_head=head,
-        fault=fault,
+        revision,
+        updated_at,
+        None if answer_lane is None else (answer_lane, answer_offset),
+        head,
+        fault,
     )
 
 
@@ -273,6 +274,9 @@ class LockedRows(Mapping[str, Measurement]):
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._rows.update((row["id"], row) for row in rows)
+
+    def missing(self, ids: Iterable[str]) -> list[str]:
+        return [id for id in ids if id not in self._rows]
 
     def __getitem__(self, id: str) -> Measurement:
         made = self._made.get(id)
