@@ -425,8 +425,10 @@ def test_plan_decides_as_the_naive_model_wherever_the_batches_are_cut() -> None:
     def run(steps: list[Step]) -> None:
         happened.update(agree(steps))
 
-    run()
-    assert happened.keys() >= INTERESTING
+    for _ in range(5):  # what is rarest comes eight times in a round, or four
+        run()
+        if min(happened[name] for name in INTERESTING) >= 5:
+            break
     assert min(happened[name] for name in INTERESTING) >= 5, happened
 
 
