@@ -13,25 +13,19 @@ What is measured, and how: measure.py, latency.py.
 
 import argparse
 import asyncio
-import subprocess
-import sys
-import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import orjson
 from rich.console import Console
 from rich.progress import Progress
 
+from tests.benchmarks.contestants import CONTESTANTS
 from tests.benchmarks.latency import floor_latencies, latencies
-from tests.benchmarks.measure import Result, measured
 from tests.benchmarks.prepare import prepared
 from tests.benchmarks.report import Report, print_report
-from tests.system import System
 from worker.settings import load_settings
 from worker.stack import running_stack
 
-Contestant = Callable[[System, int], Awaitable[Result]]
 console = Console(stderr=True)
 _LATENCY_SECONDS = 20.0
 
@@ -84,42 +78,6 @@ async def _run(servers: str, database_url: str, options: argparse.Namespace) -> 
                 report.latencies[rate] = await latencies(bench, rate, _LATENCY_SECONDS, options.measurements)
             progress.advance(task)
     return report
-
-
-async def _worker(bench: System, events: int) -> Result:
-    with tempfile.TemporaryFile() as log, bench.process(log) as process:
-        result = await measured(bench, [process.pid], events)
-    answers = await bench.database.fetchval("SELECT count(*) FROM measurement_updates.applied_updates")
-    if answers != events:
-        sys.exit(f"expected {events} updates applied, found {answers}")
-    return result
-
-
-def _script(name: str, *more: str) -> Contestant:
-    """In a process of its own, as the worker is."""
-
-    async def run(bench: System, events: int) -> Result:
-        settings = bench.settings
-        arguments = [settings.bootstrap_servers, settings.dsn, bench.updates, settings.worker_updated_topic]
-        process = subprocess.Popen(  # noqa: ASYNC220  # starting it blocks for a moment, before anything is timed
-            [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments, str(events), *more]
-        )
-        try:
-            return await measured(bench, [process.pid], events)
-        finally:
-            process.terminate()
-            process.wait()
-
-    return run
-
-
-CONTESTANTS: dict[str, Contestant] = {
-    "floor": _script("floor", "2000"),
-    "batch script": _script("batch_script"),
-    "plain FastStream": _script("plain_faststream", "1"),
-    "plain FastStream, 10 workers": _script("plain_faststream", "10"),
-    "worker": _worker,
-}
 
 
 if __name__ == "__main__":
