@@ -30,6 +30,7 @@ _CHUNK = 512 * 1024
 _BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _END = struct.pack(">h", -1)
 _NULL = struct.pack(">i", -1)
+_NO_PREVIOUS = _NULL + _NULL
 _length = struct.Struct(">i").pack
 # A row is the number of its fields, then each field after its length.
 _count_and_source = struct.Struct(">hi").pack
@@ -69,33 +70,31 @@ def in_binary(applied: Sequence[Applied], lane: int, answer_source: str) -> Iter
     parts = [_BEGIN]
     size = 0
     for one in applied:
-        update, at = one.update, one.update.record.offset
-        id_, event_source, event_id = (
-            update.measurement_id.encode(),
-            update.source.encode(),
-            update.id.encode(),
-        )
-        changed, model = one.changed.encode(), one.model
+        update, model, previous = one.update, one.model, one.previous
+        id_ = update.measurement_id.encode()
+        event_source, event_id = update.source.encode(), update.id.encode()
+        changed = one.changed.encode()
         parts += (
             begin,
-            _fixed(4, lane, 8, at, 8, update.arrival, 16, update.identity, 16, update.content, 8, one.revision),
+            _fixed(
+                4, lane, 8, update.record.offset, 8, update.arrival, 16, update.identity, 16, update.content, 8, one.revision
+            ),
             _length(len(id_)), id_,
             _length(len(event_source)), event_source,
             _length(len(event_id)), event_id,
             _length(len(changed)), changed,
             _length(len(model)), model,
+            _NULL if update.traceparent is None else _text(update.traceparent),
+            _NO_PREVIOUS if previous is None else _previous(4, previous[0], 8, previous[1]),
         )  # fmt: skip
-        if update.traceparent is None:
-            parts.append(_NULL)
-        else:
-            traceparent = update.traceparent.encode()
-            parts += (_length(len(traceparent)), traceparent)
-        parts.append(
-            _NULL + _NULL if one.previous is None else _previous(4, one.previous[0], 8, one.previous[1])
-        )
         size += len(model)
         if size >= _CHUNK:
             yield b"".join(parts)
             parts, size = [], 0
     parts.append(_END)
     yield b"".join(parts)
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return _length(len(encoded)) + encoded

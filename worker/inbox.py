@@ -110,7 +110,6 @@ class Inbox:
         return batch, size
 
 
-
 def _size(record: Record) -> int:
     """What it takes in memory, about. An object or a list is a few bytes of JSON and some hundred decoded: `{"":0}`."""
     value = record.value or b""

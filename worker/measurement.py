@@ -265,8 +265,10 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
     )
 
 
-class LockedRows(Mapping[str, Measurement]):
-    """The rows of a batch by id. A Measurement is made of one when it is first asked for: a duplicate needs none."""
+class LockedRows:
+    """The rows of a batch by id, in the order in which they are locked. A Measurement is made of one when it is first asked
+    for: a duplicate needs none.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[str, Mapping[str, Any]] = {}
@@ -278,14 +280,11 @@ class LockedRows(Mapping[str, Measurement]):
     def missing(self, ids: Iterable[str]) -> list[str]:
         return [id for id in ids if id not in self._rows]
 
-    def __getitem__(self, id: str) -> Measurement:
+    def get(self, id: str) -> Measurement | None:
         made = self._made.get(id)
-        if made is None:
-            made = self._made[id] = measurement_of(self._rows[id])
+        if made is None and (row := self._rows.get(id)) is not None:
+            made = self._made[id] = measurement_of(row)
         return made
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._rows
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)

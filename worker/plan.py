@@ -4,9 +4,9 @@ Everything comes in as values: the locked rows, what is known of the identities,
 log over the same rows gets the same result, wherever the batches are cut.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from contracts.events import RejectionCode, Violation
 from worker.answer import (
@@ -44,6 +44,8 @@ class Applied:
     """An event that was applied, as it is stored."""
 
     update: Update
+    measurement: Measurement
+    """What it was applied to, in its state after the whole batch."""
     revision: int
     changed: str
     previous: tuple[int, int] | None
@@ -75,6 +77,13 @@ class Ground:
     """Of the rows that one batch loads, and of its answers: a small update of a large measurement has a large answer."""
 
 
+class Measurements(Protocol):
+    """By id, in the order in which their rows are locked."""
+
+    def get(self, id: str, /) -> Measurement | None: ...
+    def __iter__(self) -> Iterator[str]: ...
+
+
 class TooMuchAtOnce(Exception):
     """The rows of one batch, or its answers, would take too much memory; about so many of its events fit."""
 
@@ -85,7 +94,7 @@ class TooMuchAtOnce(Exception):
 
 def plan(
     events: Iterable[Update | Rejection],
-    measurements: Mapping[str, Measurement],
+    measurements: Measurements,
     identities: Mapping[bytes, Sequence[KnownIdentity]],
     ground: Ground,
 ) -> Plan:
@@ -115,14 +124,14 @@ def plan(
             if size > ground.max_batch_bytes and index > 0:
                 raise TooMuchAtOnce(index)
     # in the order of their ids, as they are locked: an index or a trigger of the lab's may lock more with each row
-    written = {one.update.measurement_id for one in result.applied}
-    result.measurements = [measurements[id] for id in measurements if id in written]
+    written = {one.update.measurement_id: one.measurement for one in result.applied}
+    result.measurements = [written[id] for id in measurements if id in written]
     return result
 
 
 def _judge(
     update: Update,
-    measurements: Mapping[str, Measurement],
+    measurements: Measurements,
     known: Mapping[bytes, Sequence[KnownIdentity | Update]],
     ground: Ground,
 ) -> tuple[Applied, Answer] | Rejection | None:
@@ -262,7 +271,7 @@ def _apply(
             found=size,
         )
 
-    applied = Applied(update, revision, names, previous, model)
+    applied = Applied(update, measurement, revision, names, previous, model)
     measurement.fields = fields
     for name in stamped:
         measurement.positions[name] = update.position

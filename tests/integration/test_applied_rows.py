@@ -9,6 +9,7 @@ import pytest
 from tests.system import System
 from tests.unit.test_plan import LogRecord
 from worker.applied_rows import _CHUNK, COLUMNS, in_binary, in_columns
+from worker.measurement import Measurement
 from worker.plan import Applied
 from worker.record import Update, position
 
@@ -30,7 +31,8 @@ def _applied(offset: int, traceparent: str | None, previous: tuple[int, int] | N
         organization_id=None,
         traceparent=traceparent,
     )
-    return Applied(update, offset + 1, "name,notes" if previous else "", previous, model)
+    measurement = Measurement(f"m-{offset} é", "file", None, {}, {}, 0, 0, None, b"", None)
+    return Applied(update, measurement, offset + 1, "name,notes" if previous else "", previous, model)
 
 
 async def test_copy_stores_what_the_columns_say(lab: System) -> None:

@@ -563,4 +563,4 @@ def test_no_measurement_is_made_of_a_row_that_only_duplicates_name() -> None:
     event = decode(record, 100, DecodeLimits())
     assert isinstance(event, Update)
     known = {event.identity: [KnownIdentity(event.content, 100)]}
-    assert ("m-1" in rows, plan([event], rows, known, GROUND).duplicates) == (True, 1)
+    assert plan([event], rows, known, GROUND).duplicates == 1
