@@ -98,11 +98,13 @@ def _send_and_receive(bench: System, rate: int, seconds: float, measurements: in
             producer.produce(bench.updates, key=key, value=value, headers=list(headers))
         sent = max(sent, due)
         producer.poll(0)
-        # the next answer, or the time to send: asking a thousand times a second would take a part of the machine
-        pause = max(0.0, began + (sent + 1) / rate - time.time()) if sent < total else 0.1
-        first: Any = consumer.poll(min(pause, 0.1))
+        # the next answer, or the time to send; of many, at most a thousand times a second: the machine is shared
+        pause = began + (sent + 1) / rate - time.time() if sent < total else 0.1
+        messages: list[Any] = (
+            [consumer.poll(pause)] if pause > 0.001 else consumer.consume(500, timeout=0.001)
+        )
         now = time.time()
-        for message in [first, *consumer.consume(500, timeout=0)] if first is not None else []:
+        for message in filter(None, messages):
             if message.error():
                 raise SystemExit(str(message.error()))
             id = dict(message.headers())["ce_id"]
@@ -110,6 +112,7 @@ def _send_and_receive(bench: System, rate: int, seconds: float, measurements: in
             found.append((arrival, (now - arrival) * 1000))
         if time.time() - began > seconds + _WARM_UP + 60:
             raise SystemExit(f"{len(found)} of {total} answers a minute after the last event was sent")
+    producer.flush()
     consumer.close()
     counted = sorted(latency for arrival, latency in found if arrival >= began + _WARM_UP)
     return Latencies(counted, latest * 1000)
