@@ -100,7 +100,7 @@ class Inbox:
         """As many as are taken at once, at least one, and their size."""
         batch: list[Record] = []
         size = 0
-        while len(batch) < self._max_records:
+        while self._records and len(batch) < self._max_records:
             record, its_size = self._records[0]
             if batch and size + its_size > self._max_bytes:
                 break
