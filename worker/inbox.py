@@ -81,23 +81,6 @@ class Inbox:
 
     def take(self) -> tuple[list[Record], int]:
         """A batch, and the offset after it."""
-        records = self._records
-        if len(records) <= self._max_records and self._bytes <= self._max_bytes:
-            batch, size = [record for record, _ in records], self._bytes
-            records.clear()
-        else:
-            batch, size = self._take_some()
-        self._bytes -= size
-        self.taken_bytes = size
-        if not self._records:
-            self._ready.clear()
-        if self.full and len(self._records) < self._max_records and self._bytes < self._max_bytes:
-            self._full.clear()
-            self._resume()
-        return batch, self._records[0][0].offset if self._records else self.next_offset
-
-    def _take_some(self) -> tuple[list[Record], int]:
-        """As many as are taken at once, at least one, and their size."""
         batch: list[Record] = []
         size = 0
         while self._records and len(batch) < self._max_records:
@@ -107,7 +90,14 @@ class Inbox:
             self._records.popleft()
             batch.append(record)
             size += its_size
-        return batch, size
+        self._bytes -= size
+        self.taken_bytes = size
+        if not self._records:
+            self._ready.clear()
+        if self.full and len(self._records) < self._max_records and self._bytes < self._max_bytes:
+            self._full.clear()
+            self._resume()
+        return batch, self._records[0][0].offset if self._records else self.next_offset
 
 
 def _size(record: Record) -> int:
