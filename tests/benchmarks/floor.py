@@ -14,6 +14,7 @@ import orjson
 import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
+import worker.database  # noqa: F401  # which spares asyncpg a question about each element of an array, here as well
 from worker.measurement import BIT, JSON_FIELDS, PATCHABLE
 from worker.sql import queries
 

@@ -101,6 +101,7 @@ class Committed:
             {
                 "bootstrap.servers": bench.settings.bootstrap_servers,
                 "group.id": bench.settings.worker_group,
+                "isolation.level": "read_committed",
                 "enable.auto.commit": False,
             }
         )
