@@ -5,13 +5,16 @@
 3. plan (pure)
 4. write rows, applied and rejected updates, and what became of rejected cases
 5. commit
+
+A small batch is first tried in two statements, each a transaction by itself: read without a lock, plan, and write if all is
+as it was read. Where something else has written in between, or it is more than plain updates, it goes the way above.
 """
 
 import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 import orjson
@@ -20,19 +23,25 @@ from worker.applied_rows import COLUMNS, in_binary, in_columns
 from worker.crash_points import reached
 from worker.database import Connection, transaction
 from worker.errors import DependencyAway, LaneStopped, Superseded
-from worker.measurement import BIT, JSON_FIELDS, PATCHABLE, LockedRows, Measurement
+from worker.measurement import BIT, JSON_FIELDS, PATCHABLE, Measurement, MeasurementRows
 from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import DIGESTED_BYTES, MAX_KEPT_BYTES, Record, Rejection, Update, whole_length
 from worker.rejected_cases import settle_cases
 from worker.sql import queries
 from worker.stages import Watching, unwatched
 
+Move: TypeAlias = tuple[int, int, int, int, int | None, int | None, bytes | None, int]
+"""The lane's epoch and next_to_apply as they were; next_to_apply, next_to_answer, the last record's offset, timestamp and
+digest, and the latest arrival, as they will be."""
+_LOCKED = [None] * 10
 MAX_CLOCK_LEAD = 5 * 60 * 1000
 """Milliseconds that a record may be ahead of the database's clock."""
 
 
 _FEW = 64
 """Up to so many applied updates go with the rows. More go by COPY: half the work on both sides, but two round trips more."""
+_LOCKED_BATCHES = 16
+"""So many batches lock what they read at once, after somebody else has written to what a batch had read."""
 
 
 class AheadOfClock(Exception):
@@ -59,6 +68,8 @@ class LanePosition:
     next_to_apply: int
     latest_arrival: int
     accepted_until: int
+    locked_batches: int = 0
+    """So many more lock what they read at once."""
 
 
 @dataclass(slots=True)
@@ -92,31 +103,46 @@ async def apply(
     Raises Superseded (the lane isn't ours or isn't where we left it), AheadOfClock, NothingToJudgeBy, TooMuchAtOnce,
     and what asyncpg raises.
     """
-    sql = queries()
     updates = [event for event in batch.events if isinstance(event, Update)]
     last = batch.events[-1] if batch.events else None
-    arrival = last.arrival if last else position.latest_arrival
+    move = (
+        position.epoch,
+        position.next_to_apply,
+        batch.next_offset,
+        min(answered, batch.next_offset),
+        last.record.offset if last else None,
+        last.record.timestamp if last else None,
+        digest_of(last.record) if last else None,
+        last.arrival if last else position.latest_arrival,
+    )
+    result = await _apply_unlocked(connection, position, batch, updates, ground, move, stage)
+    if result is None:
+        result = await _apply_locked(connection, position, batch, updates, ground, move, stage)
+    position.next_to_apply = batch.next_offset
+    position.latest_arrival = move[-1]
+    return result
+
+
+async def _apply_locked(
+    connection: Connection,
+    position: LanePosition,
+    batch: Batch,
+    updates: Sequence[Update],
+    ground: Ground,
+    move: Move,
+    stage: Watching,
+) -> Plan:
+    sql = queries()
     ids = list({update.measurement_id for update in updates})
     async with transaction(connection):
         found = await connection.fetch(
             sql["move_lane_and_lock"],
             position.lane,
-            position.epoch,
-            position.next_to_apply,
-            batch.next_offset,
-            min(answered, batch.next_offset),
-            last.record.offset if last else None,
-            last.record.timestamp if last else None,
-            digest_of(last.record) if last else None,
-            arrival,
+            *move,
             ids,
             ground.max_batch_bytes,
         )
-        if not found:
-            raise Superseded("the lane has another owner, or isn't where this worker left it")
-        latest = max(found[0]["clock"] + MAX_CLOCK_LEAD, position.accepted_until)
-        if last and arrival > latest:
-            raise AheadOfClock(latest)
+        _check_lane(found, position, batch)
 
         rows = found if found[0]["id"] is not None else []
         measurements = await _measurements(connection, rows, ids, len(updates), ground.max_batch_bytes)
@@ -141,9 +167,62 @@ async def apply(
             await connection.execute(sql["count_duplicates"], ground.lane, result.duplicates)
         await settle_cases(connection, batch.events, result, ground)
         reached("before_postgres_commit")
-    position.next_to_apply = batch.next_offset
-    position.latest_arrival = arrival
     return result
+
+
+async def _apply_unlocked(
+    connection: Connection,
+    position: LanePosition,
+    batch: Batch,
+    updates: Sequence[Update],
+    ground: Ground,
+    move: Move,
+    stage: Watching,
+) -> Plan | None:
+    """A small batch of plain updates. None where it is anything else, or something else has written in between: then nothing
+    was written."""
+    if not 0 < len(batch.events) == len(updates) <= _FEW or any(update.sent_again for update in updates):
+        return None
+    if position.locked_batches:
+        position.locked_batches -= 1
+        return None
+    ids = list({update.measurement_id for update in updates})
+    found = await connection.fetch(
+        queries()["read_batch"],
+        position.lane,
+        position.epoch,
+        position.next_to_apply,
+        ids,
+        ground.max_batch_bytes,
+        _identities(updates),
+    )
+    _check_lane(found, position, batch)
+    if len(found) < len(ids) or found[0]["id"] is None or found[0]["any_known"]:
+        return None
+    measurements = MeasurementRows()
+    measurements.add(found)
+    with stage("plan"):
+        result = plan(batch.events, measurements, {}, ground)
+    if result.rejected or result.duplicates:
+        return None
+    reached("before_postgres_commit")
+    writers = {row["id"]: row["written_by"] for row in found}
+    as_read = [writers[measurement.id] for measurement in result.measurements]
+    try:
+        await _write_updates(connection, result, ground, (as_read, *move, len(as_read)))
+    except asyncpg.SerializationError:
+        position.locked_batches = _LOCKED_BATCHES
+        return None
+    return result
+
+
+def _check_lane(found: Sequence[asyncpg.Record], position: LanePosition, batch: Batch) -> None:
+    """Raises Superseded, AheadOfClock."""
+    if not found:
+        raise Superseded("the lane has another owner, or isn't where this worker left it")
+    latest = max(found[0]["clock"] + MAX_CLOCK_LEAD, position.accepted_until)
+    if batch.events and batch.events[-1].arrival > latest:
+        raise AheadOfClock(latest)
 
 
 def clock_stop(event: Update | Rejection, topic: str, partition: int) -> LaneStopped:
@@ -161,14 +240,14 @@ async def _measurements(
     ids: Sequence[str],
     updates: int,
     max_bytes: int,
-) -> LockedRows:
+) -> MeasurementRows:
     """By id, from the rows that are locked; what isn't there is left out. Raises TooMuchAtOnce where all of them would be
     larger.
 
     What isn't there is looked for once more: who deletes a row and inserts it anew, in one transaction that the first look
     had to wait for, leaves neither row for that look to see.
     """
-    found = LockedRows()
+    found = MeasurementRows()
     _add(found, rows, len(ids), updates)
     if missing := found.missing(ids):
         more = await connection.fetch(queries()["lock_measurements"], missing, max_bytes)
@@ -176,7 +255,7 @@ async def _measurements(
     return found
 
 
-def _add(found: LockedRows, rows: Sequence[asyncpg.Record], wanted: int, updates: int) -> None:
+def _add(found: MeasurementRows, rows: Sequence[asyncpg.Record], wanted: int, updates: int) -> None:
     """Raises TooMuchAtOnce where the last row says that there are more than fit."""
     if rows and rows[-1]["id"] is None:
         raise TooMuchAtOnce(max(1, updates * (len(found) + len(rows) - 1) // wanted))
@@ -188,15 +267,23 @@ async def _find_identities(
 ) -> Mapping[bytes, list[KnownIdentity]]:
     found: defaultdict[bytes, list[KnownIdentity]] = defaultdict(list)
     if updates:
-        wanted = {update.identity for update in updates}
-        wanted |= {update.plain_identity for update in updates if update.plain_identity is not None}
-        for identity, content, arrival in await connection.fetch(queries()["find_identities"], list(wanted)):
+        for identity, content, arrival in await connection.fetch(
+            queries()["find_identities"], _identities(updates)
+        ):
             found[identity].append(KnownIdentity(content, arrival))
     return found
 
 
-async def _write_updates(connection: Connection, result: Plan, ground: Ground) -> None:
-    """Rows and applied updates."""
+def _identities(updates: Sequence[Update]) -> list[bytes]:
+    wanted = {update.identity for update in updates}
+    wanted |= {update.plain_identity for update in updates if update.plain_identity is not None}
+    return list(wanted)
+
+
+async def _write_updates(
+    connection: Connection, result: Plan, ground: Ground, unlocked: Sequence[Any] = _LOCKED
+) -> None:
+    """Rows and applied updates. `unlocked`: what `write_updates` checks and moves itself ($31 to $40)."""
     measurements = result.measurements
     written = stamped = 0
     for measurement in measurements:
@@ -217,14 +304,15 @@ async def _write_updates(connection: Connection, result: Plan, ground: Ground) -
         for field in PATCHABLE
     ]
     few = len(result.applied) <= _FEW
-    status = await connection.execute(
+    rows = await connection.fetchval(
         queries()["write_updates"],
         *columns,
         ground.lane,
         ground.form.source,
         *(in_columns(result.applied) if few else [None] * len(COLUMNS)),
+        *unlocked,
     )
-    if (rows := int(status.rpartition(" ")[2])) != len(measurements):
+    if rows != len(measurements):
         # the rows are locked, so they are there: something else keeps them from being written
         raise DependencyAway(
             f"Postgres has written {rows} of {len(measurements)} rows of cell_measurements: expected all."

@@ -70,6 +70,7 @@ async def connect_lane(dsn: str, *, application: str, timeout: float = 10) -> Co
             "idle_in_transaction_session_timeout": "60s",
             "jit": "off",
             "enable_seqscan": "off",
+            "plan_cache_mode": "force_generic_plan",
         },
     )
     try:

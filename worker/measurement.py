@@ -209,7 +209,7 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
         properties_position,
         answer_lane,
         answer_offset,
-        *_,  # the clock, where it comes along
+        *_,  # what else a query reads with it
     ) = row.values()
     fault = None
     if measurement_type not in MEASUREMENT_TYPES:
@@ -265,9 +265,9 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
     )
 
 
-class LockedRows:
-    """The rows of a batch by id, in the order in which they are locked. A Measurement is made of one when it is first asked
-    for: a duplicate needs none.
+class MeasurementRows:
+    """The rows of a batch by id, in the order in which they are locked or read. A Measurement is made of one when it is
+    first asked for: a duplicate needs none.
     """
 
     def __init__(self) -> None:

@@ -55,7 +55,7 @@ async def main(
             [datetime.now(UTC)] * rows, [seen] * rows, [seen] * rows,
             *(texts(field, patches.values()) if field in fields else None for field in PATCHABLE),
             *([_POSITION] * rows if field in fields else None for field in PATCHABLE),
-            *[None] * 15,
+            *[None] * 25,
         )  # fmt: skip
         partition = seen % partitions
         builder = producer.create_batch()

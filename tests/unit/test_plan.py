@@ -15,7 +15,15 @@ from contracts.events import Violation
 from tests import model
 from worker.answer import Answer, AnswerForm
 from worker.decode import decode
-from worker.measurement import BIT, LockedRows, Measurement, iso8601, json_equal, measurement_of, timestamp_of
+from worker.measurement import (
+    BIT,
+    Measurement,
+    MeasurementRows,
+    iso8601,
+    json_equal,
+    measurement_of,
+    timestamp_of,
+)
 from worker.plan import Ground, KnownIdentity, Plan, TooMuchAtOnce, plan
 from worker.record import DecodeLimits, Rejection, Update, position
 
@@ -551,7 +559,7 @@ def test_a_batch_whose_answers_take_too_much_memory_says_how_many_events_fit() -
 
 
 def test_no_measurement_is_made_of_a_row_that_only_duplicates_name() -> None:
-    rows = LockedRows()
+    rows = MeasurementRows()
     rows.add([{"id": "m-1"}])  # nothing more can be made of it
     headers = (
         ("ce_specversion", b"1.0"),

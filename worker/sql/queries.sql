@@ -91,38 +91,80 @@ SELECT EXISTS (SELECT FROM cell_measurements);
 -- After the rows are locked: whoever applied the same event through another partition has committed. $1 identities
 SELECT identity, content, arrival FROM measurement_updates.applied_updates WHERE identity = ANY($1::bytea[]);
 
+-- name: read_batch
+-- What a small batch is planned by, read without a lock: whether it still holds `write_updates` finds out. No row at all
+-- where the lane isn't ours or isn't where we left it. The measurements in id order, as far as they fit, each with the
+-- transaction that has written it, the database's clock, and whether any of the identities is known; one of NULLs where no
+-- measurement is there.
+-- $1 lane, $2 epoch, $3 next_to_apply, $4 ids, $5 at most so many bytes of text (the first row always), $6 identities
+WITH lane AS (
+    SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS clock,
+           EXISTS (SELECT FROM measurement_updates.applied_updates WHERE identity = ANY ($6::bytea[])) AS any_known
+    FROM measurement_updates.lanes WHERE lane = $1 AND epoch = $2 AND next_to_apply = $3
+), found AS (
+    SELECT m.id, m.cell_instance_id, m.name, m.protocol::text AS protocol, m.start_time, m.test_setup::text AS test_setup,
+           m.step_labels_validated, m.notes, m.measurement_type, m.properties::text AS properties,
+           m.file_metadata::text AS file_metadata, m.organization_id, m.created_by, m.created_by_email, m.created_at,
+           m.updated_at, m.revision, m.name_position, m.protocol_position, m.test_setup_position, m.notes_position,
+           m.properties_position, m.answer_lane, m.answer_offset, m.xmin AS written_by
+    FROM cell_measurements AS m WHERE m.id = ANY ($4::text[])
+    OFFSET 0  -- jsonb is made text once
+), sized AS (
+    SELECT *, octet_length(concat(protocol, test_setup, properties, file_metadata, notes)) AS bytes FROM found
+), counted AS (
+    SELECT *, sum(bytes) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - bytes AS bytes_before FROM sized
+)
+SELECT counted.*, clock, any_known FROM lane LEFT JOIN counted ON bytes_before < $5;
+
 -- name: write_updates
 -- A field that wasn't written keeps its column as it is (no new TOAST value, and exactly what REST wrote).
 -- $2: the fields that are written, a bit each. $6 to $15: NULL instead of an array where no row changes the field.
 -- $18 to $30: NULL where the applied updates are many: those come by COPY, which costs two round trips but half an INSERT.
-WITH applied AS (
+-- $31 to $40: all NULL where the lane is moved and the rows are locked already. Else $31: each row's writer, as it was read;
+-- $32 to $39 as $2 to $9 of `move_lane_and_lock`; $40: how many rows there are to write. Nothing is written where the lane
+-- isn't as it was, or any of the rows.
+WITH moved AS (
+    UPDATE measurement_updates.lanes
+    SET next_to_apply = $34,
+        next_to_answer = greatest(next_to_answer, $35),
+        last_offset = coalesce($36, last_offset),
+        last_timestamp = coalesce($37, last_timestamp),
+        last_digest = coalesce($38, last_digest),
+        latest_arrival = $39
+    WHERE lane = $16 AND epoch = $32 AND next_to_apply = $33
+    RETURNING lane
+), applied AS (
     INSERT INTO measurement_updates.applied_updates
         (lane, answer_source, log_offset, arrival, identity, content, revision, measurement_id, event_source, event_id,
          changed, answer, traceparent, previous_lane, previous_offset)
     SELECT $16::integer, $17::text, *
     FROM unnest($18::bigint[], $19::bigint[], $20::bytea[], $21::bytea[], $22::bigint[], $23::text[], $24::text[],
                 $25::text[], $26::text[], $27::text[], $28::text[], $29::integer[], $30::bigint[])
+), written AS (
+    UPDATE cell_measurements AS m
+    SET name = CASE WHEN u.written & 1 <> 0 THEN u.name ELSE m.name END,
+        protocol = CASE WHEN u.written & 2 <> 0 THEN u.protocol ELSE m.protocol END,
+        test_setup = CASE WHEN u.written & 4 <> 0 THEN u.test_setup ELSE m.test_setup END,
+        notes = CASE WHEN u.written & 8 <> 0 THEN u.notes ELSE m.notes END,
+        properties = CASE WHEN u.written & 16 <> 0 THEN u.properties ELSE m.properties END,
+        name_position = coalesce(u.name_position, m.name_position),
+        protocol_position = coalesce(u.protocol_position, m.protocol_position),
+        test_setup_position = coalesce(u.test_setup_position, m.test_setup_position),
+        notes_position = coalesce(u.notes_position, m.notes_position),
+        properties_position = coalesce(u.properties_position, m.properties_position),
+        updated_at = u.updated_at,
+        revision = u.revision,
+        answer_lane = $16,
+        answer_offset = u.answer_offset
+    FROM unnest($1::text[], $2::integer[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::text[], $7::jsonb[], $8::jsonb[],
+                $9::text[], $10::jsonb[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[],
+                $31::xid[])
+         AS u (id, written, updated_at, revision, answer_offset, name, protocol, test_setup, notes, properties,
+               name_position, protocol_position, test_setup_position, notes_position, properties_position, written_by)
+    WHERE m.id = u.id AND (u.written_by IS NULL OR m.xmin = u.written_by)
+    RETURNING 1
 )
-UPDATE cell_measurements AS m
-SET name = CASE WHEN u.written & 1 <> 0 THEN u.name ELSE m.name END,
-    protocol = CASE WHEN u.written & 2 <> 0 THEN u.protocol ELSE m.protocol END,
-    test_setup = CASE WHEN u.written & 4 <> 0 THEN u.test_setup ELSE m.test_setup END,
-    notes = CASE WHEN u.written & 8 <> 0 THEN u.notes ELSE m.notes END,
-    properties = CASE WHEN u.written & 16 <> 0 THEN u.properties ELSE m.properties END,
-    name_position = coalesce(u.name_position, m.name_position),
-    protocol_position = coalesce(u.protocol_position, m.protocol_position),
-    test_setup_position = coalesce(u.test_setup_position, m.test_setup_position),
-    notes_position = coalesce(u.notes_position, m.notes_position),
-    properties_position = coalesce(u.properties_position, m.properties_position),
-    updated_at = u.updated_at,
-    revision = u.revision,
-    answer_lane = $16,
-    answer_offset = u.answer_offset
-FROM unnest($1::text[], $2::integer[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::text[], $7::jsonb[], $8::jsonb[],
-            $9::text[], $10::jsonb[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[])
-     AS u (id, written, updated_at, revision, answer_offset, name, protocol, test_setup, notes, properties,
-           name_position, protocol_position, test_setup_position, notes_position, properties_position)
-WHERE m.id = u.id;
+SELECT measurement_updates.all_or_nothing(count(*), $40, (SELECT count(*) FROM moved)) FROM written;
 
 -- name: insert_rejected
 -- One by one (executemany): rejections are few, and arrays of arrays don't unnest.
