@@ -7,7 +7,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 
 from tests.faults.states import Log, stops
-from tests.system import System
+from tests.system import System, until
 from worker.answer import Answer, AnswerForm, PlainAnswer
 from worker.apply import Batch, LanePosition, apply
 from worker.consumer import Fetched, LogConsumer
@@ -66,6 +66,36 @@ async def test_a_lane_with_an_old_epoch_or_another_offset_can_apply_nothing(
         await close(connection)
     assert (await lab.row("m-1"))["notes"] == "as it was"
     assert (position.next_to_apply, position.latest_arrival) == (next_to_apply, 0)
+
+
+async def test_a_lane_that_is_taken_over_while_it_writes_has_written_nothing(lab: System) -> None:
+    """What it has read says that the lane is its own; what it writes waits for the one who takes the lane over."""
+    await lab.seed("m-1", notes="as it was")
+    connection = await connect_lane(lab.settings.dsn, application="test")
+    successor = await connect_lane(lab.settings.dsn, application="successor")
+    try:
+        await connection.execute(queries()["begin_lane"], "t", 0, "cluster", "group", 0)
+        row = await connection.fetchrow(queries()["find_lane"], "t", 0)
+        position = LanePosition(row["lane"], row["epoch"], 0, 0, 2**62)
+        ground = Ground(row["lane"], 0, AnswerForm("t", "updated", "rejected", "worker"), 1_000)
+        record = ConsumerRecord("t", 0, 0, 1, 1, b"m-1", b'{"notes": "x"}', None, 3, 14, ())
+        batch = Batch(decode_batch([record], 0, DecodeLimits()), 1)
+        async with successor.transaction():
+            await successor.fetchrow(queries()["raise_epoch"], row["lane"], "the successor")
+            applying = asyncio.create_task(apply(connection, position, batch, ground, 0))
+
+            async def waits() -> bool:
+                query = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1"
+                return bool(await lab.database.fetchval(query, connection.get_server_pid()))
+
+            await until(waits, "it waits for the lane's row")
+        with pytest.raises(Superseded):
+            await applying
+    finally:
+        await close(connection)
+        await close(successor)
+    assert (await lab.row("m-1"))["notes"] == "as it was"
+    assert await lab.database.fetchval("SELECT count(*) FROM measurement_updates.applied_updates") == 0
 
 
 async def test_an_answer_waits_for_the_one_before_it_without_locks_and_without_holding_up_a_stop(
