@@ -4,6 +4,8 @@
 2. send the answers, batched by topic and partition, and meanwhile add the next input offset to the transaction
 3. wait for all of it (a failed batch fails only its own future: a commit would go on without it)
 4. commit
+
+Where the cluster takes Kafka's newer transactions, `transactions.py` does that in fewer requests.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from worker.answer import Answer
 from worker.crash_points import reached
 from worker.partitioner import key_hashes, partition_of
+from worker.transactions import Transactions
 
 MAX_BATCH_BYTES = 512 * 1024
 # How long aiokafka waits before it asks again whether the last transaction's markers are written. Its 20 ms are long beside
@@ -34,6 +37,7 @@ class Emitter:
     def __init__(self, bootstrap_servers: str, group: str, tp: TopicPartition, max_batch_bytes: int) -> None:
         self._tp = tp
         self._group = group
+        self._transactions: Transactions | None = None
         self._producer = AIOKafkaProducer(
             bootstrap_servers=bootstrap_servers,
             client_id=f"{group}.{tp.topic}.{tp.partition}",
@@ -52,6 +56,8 @@ class Emitter:
         """Fences the former owner of this partition and settles its last transaction. Raises KafkaError, TimeoutError."""
         async with asyncio.timeout(_TIMEOUT):
             await self._producer.start()
+            transactions = Transactions(self._producer, self._group)
+            self._transactions = transactions if await transactions.are_spoken() else None
 
     async def emit(self, answers: Sequence[Answer], next_offset: int) -> None:
         """All answers and the next input offset, or nothing. Raises KafkaError, TimeoutError; then it is done for."""
@@ -62,29 +68,42 @@ class Emitter:
             raise KafkaError(f"the producer's transaction is broken: {error!r}") from error
 
     async def _transaction(self, answers: Sequence[Answer], next_offset: int) -> None:
-        producer = self._producer
+        offsets = {self._tp: next_offset}
         async with asyncio.timeout(_TIMEOUT):
-            await producer.begin_transaction()
-        async with asyncio.timeout(_TIMEOUT):
-            sent = await self._send(answers)
-            offset = producer.send_offsets_to_transaction({self._tp: next_offset}, self._group)
-            await asyncio.gather(*sent, offset)
+            batches = await self._batches(answers)
+        if (transactions := self._transactions) is not None:
+            async with asyncio.timeout(_TIMEOUT):
+                await transactions.send(batches, offsets)
             reached("in_kafka_transaction")
-        async with asyncio.timeout(_TIMEOUT):
-            await producer.commit_transaction()
+            async with asyncio.timeout(_TIMEOUT):
+                await transactions.end()
+        else:
+            producer = self._producer
+            async with asyncio.timeout(_TIMEOUT):
+                await producer.begin_transaction()
+            async with asyncio.timeout(_TIMEOUT):
+                sent = [
+                    await producer.send_batch(batch, tp.topic, partition=tp.partition)
+                    for tp, batch in batches
+                ]
+                await asyncio.gather(*sent, producer.send_offsets_to_transaction(offsets, self._group))
+            reached("in_kafka_transaction")
+            async with asyncio.timeout(_TIMEOUT):
+                await producer.commit_transaction()
         reached("after_kafka_commit")
 
-    async def _send(self, answers: Sequence[Answer]) -> list[asyncio.Future[object]]:
+    async def _batches(self, answers: Sequence[Answer]) -> list[tuple[TopicPartition, BatchBuilder]]:
+        """Closed; those of one partition in the order of its answers."""
         producer = self._producer
         partitions = {
             topic: len(await producer.partitions_for(topic)) for topic in {a.topic for a in answers}
         }
-        batches: dict[tuple[str, int], BatchBuilder] = {}
-        sent = []
+        batches: dict[TopicPartition, BatchBuilder] = {}
+        full = []
         hashes = key_hashes({answer.key for answer in answers if answer.key is not None})
         for answer in answers:
             partition = partition_of(answer.key, partitions[answer.topic], self._tp.partition, hashes)
-            to = (answer.topic, partition)
+            to = TopicPartition(answer.topic, partition)
             batch = batches.get(to)
             headers = answer.headers
             appended = batch and batch.append(
@@ -92,15 +111,14 @@ class Emitter:
             )
             if appended is None:
                 if batch is not None:
-                    batch.close()
-                    sent.append(await producer.send_batch(batch, answer.topic, partition=partition))
+                    full.append((to, batch))
                 batches[to] = batch = producer.create_batch()
                 # the first record of a batch is always taken, however large
                 batch.append(key=answer.key, value=answer.value, timestamp=answer.arrival, headers=headers)
-        for (topic, partition), batch in batches.items():
+        full += batches.items()
+        for _, batch in full:
             batch.close()
-            sent.append(await producer.send_batch(batch, topic, partition=partition))
-        return sent
+        return full
 
     async def stop(self) -> None:
         """Bounded, and finished in the background where whoever waits for it is cancelled."""

@@ -412,7 +412,8 @@ class Machine(RuleBasedStateMachine):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("worker.apply.reached", reached)
             patch.setattr("worker.pipeline.reached", reached)
-            with pytest.raises(asyncpg.InterfaceError if session_too and "before" in point else Died):
+            # a transaction that is open is rolled back: without a session that is an error of its own
+            with pytest.raises((asyncpg.InterfaceError, Died) if session_too else Died):
                 await self._apply(lane, records, end)
         stalled = await connect_lane(self.database.url, application="test") if session_too else former
         lane.connection, lane.position = await self._taken_over(lane.partition)

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import uuid
+from collections.abc import Mapping
 from typing import ClassVar
 
 from rich.console import Console
@@ -30,18 +31,22 @@ _JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto")
 class EmbeddedKafka(Service):
     """`bootstrap_servers` holds for the object's whole life, through `kill` and `start` again.
 
-    heap: the JVM's, as `-Xmx` takes it. A new cluster id for each object.
+    heap: the JVM's, as `-Xmx` takes it. features: level by name, where it isn't to be this version's own. A new cluster id
+    for each object.
     """
 
     name: ClassVar[str] = "Kafka"
 
-    def __init__(self, *, heap: str = "512m", console: Console | None = None) -> None:
+    def __init__(
+        self, *, heap: str = "512m", features: Mapping[str, int] | None = None, console: Console | None = None
+    ) -> None:
         self._java = find_java()
         self.version, jars = kafka_jars(console or Console(stderr=True))
         super().__init__()
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
         self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self._heap = heap
+        self._features = features or {}
         self._class_path = os.pathsep.join(map(str, jars))
         self._reserved.append(ReservedPort())
         self._controller_port = self._reserved[-1].number
@@ -80,6 +85,7 @@ class EmbeddedKafka(Service):
             "kafka.tools.StorageTool",
             "format",
             f"--cluster-id={self.cluster_id}",
+            *(f"--feature={name}={level}" for name, level in self._features.items()),
         ]
         done = subprocess.run(
             [*command, "-c", str(self._properties)],

@@ -1,0 +1,315 @@
+"""Kafka's transactions of version 2 (KIP-890), which aiokafka doesn't speak: produce, commit the offset, end. Three requests
+instead of five: neither partitions nor group are added beforehand, and ending a transaction begins the next one's epoch.
+
+Brokers say whether they take them (the feature `transaction.version`, by default from Kafka 4.0 on).
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from io import BytesIO
+from typing import Any
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    LeaderNotAvailableError,
+    ProducerFenced,
+    for_code,
+)
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.api import RequestStruct, Response, ResponseHeader_v0
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactBytes,
+    CompactString,
+    Int16,
+    Int32,
+    Int64,
+    Schema,
+    TaggedFields,
+)
+
+_FEATURE, _VERSION = "transaction.version", 2
+_FINALIZED_FEATURES = 2
+"""The tag in a response to ApiVersions."""
+_NO_TAGS: dict[int, bytes] = {}
+_FENCED = {47, 90}
+"""INVALID_PRODUCER_EPOCH, PRODUCER_FENCED."""
+_TOO_EARLY = 51
+"""CONCURRENT_TRANSACTIONS: the markers of the last one aren't written yet."""
+_ELSEWHERE = {14, 15, 16}
+"""The coordinator is loading, not there, or another broker by now."""
+_TOO_EARLY_SECONDS, _ELSEWHERE_SECONDS = 0.002, 0.05
+
+Batches = Sequence[tuple[TopicPartition, BatchBuilder]]
+
+
+class Transactions:
+    """Those of one producer of aiokafka's, which has been started and does nothing else. No step is bounded in time, and
+    after any error it is done for.
+    """
+
+    def __init__(self, producer: AIOKafkaProducer, group: str) -> None:
+        state = producer._txn_manager
+        self._producer = producer
+        self._id, self._group = state.transactional_id, group
+        self._producer_id, self._epoch = state.producer_id, state.producer_epoch
+
+    async def are_spoken(self) -> bool:
+        """Does the cluster take them? Raises KafkaError."""
+        node = await self._coordinator(CoordinationType.TRANSACTION, self._id)
+        request = _ApiVersions("measurement-updates", "1", _NO_TAGS)
+        try:
+            said = await self._producer.client.send(
+                node, _Versioned(request), group=ConnectionGroup.COORDINATION
+            )
+        except IncompatibleBrokerVersion:
+            return False
+        raw = said.tags.get(_FINALIZED_FEATURES)
+        features = [] if raw is None else _FEATURES.decode(BytesIO(raw))
+        return any(name == _FEATURE and most >= _VERSION for name, most, _, _ in features)
+
+    async def send(self, batches: Batches, offsets: dict[TopicPartition, int]) -> None:
+        """Everything that becomes visible when the transaction ends. Raises KafkaError."""
+        sequences: defaultdict[TopicPartition, int] = defaultdict(int)  # they begin anew with each epoch
+        waves: list[dict[TopicPartition, bytes]] = []  # a request takes one batch of each partition
+        sent: defaultdict[TopicPartition, int] = defaultdict(int)
+        for tp, batch in batches:
+            batch._set_producer_state(self._producer_id, self._epoch, sequences[tp])
+            sequences[tp] += batch.record_count()
+            if sent[tp] == len(waves):
+                waves.append({})
+            waves[sent[tp]][tp] = batch._build()
+            sent[tp] += 1
+        for wave in waves:
+            await self._produce(wave)
+        await self._commit(offsets)
+
+    async def end(self) -> None:
+        """Commit. Raises KafkaError: whether it is committed isn't known then."""
+
+        async def attempt() -> list[int]:
+            node = await self._coordinator(CoordinationType.TRANSACTION, self._id)
+            request = _EndTxn(self._id, self._producer_id, self._epoch, True, _NO_TAGS)
+            said = await self._producer.client.send(
+                node, _Versioned(request), group=ConnectionGroup.COORDINATION
+            )
+            if said.error_code == 0:
+                self._producer_id, self._epoch = said.producer_id, said.producer_epoch
+            return [said.error_code]
+
+        await self._until_taken(attempt)
+
+    async def _produce(self, wave: dict[TopicPartition, bytes]) -> None:
+        by_leader: defaultdict[int, dict[TopicPartition, bytes]] = defaultdict(dict)
+        for tp, records in wave.items():
+            leader = self._producer.client.cluster.leader_for_partition(tp)
+            if leader is None or leader < 0:
+                raise LeaderNotAvailableError(f"{tp.topic}/{tp.partition} has no leader")
+            by_leader[leader][tp] = records
+        # one after the other: the coordinator takes one request of a producer at a time
+        for leader, todo in by_leader.items():
+            await self._until_taken(lambda leader=leader, todo=todo: self._produce_to(leader, todo))  # type: ignore[misc]
+
+    async def _produce_to(self, leader: int, todo: dict[TopicPartition, bytes]) -> list[int]:
+        """What isn't taken yet stays in `todo`. Returns the error codes."""
+        topics: defaultdict[str, list[Any]] = defaultdict(list)
+        for tp, records in todo.items():
+            topics[tp.topic].append((tp.partition, records, _NO_TAGS))
+        request = _Produce(
+            self._id,
+            -1,
+            self._producer._request_timeout_ms,
+            [(topic, partitions, _NO_TAGS) for topic, partitions in topics.items()],
+            _NO_TAGS,
+        )
+        said = await self._producer.client.send(leader, _Versioned(request))
+        codes = []
+        for topic, partitions, _ in said.topics:
+            for partition, code, *_ in partitions:
+                codes.append(code)
+                if code == 0:
+                    del todo[TopicPartition(topic, partition)]
+        return codes
+
+    async def _commit(self, offsets: dict[TopicPartition, int]) -> None:
+        topics: defaultdict[str, list[Any]] = defaultdict(list)
+        for tp, offset in offsets.items():
+            topics[tp.topic].append((tp.partition, offset, -1, "", _NO_TAGS))
+
+        async def attempt() -> list[int]:
+            node = await self._coordinator(CoordinationType.GROUP, self._group)
+            request = _TxnOffsetCommit(
+                self._id, self._group, self._producer_id, self._epoch, -1, "", None,
+                [(topic, partitions, _NO_TAGS) for topic, partitions in topics.items()], _NO_TAGS,
+            )  # fmt: skip
+            said = await self._producer.client.send(
+                node, _Versioned(request), group=ConnectionGroup.COORDINATION
+            )
+            return [code for _, partitions, _ in said.topics for _, code, _ in partitions]
+
+        await self._until_taken(attempt)
+
+    async def _coordinator(self, kind: CoordinationType, key: str) -> int:
+        return int(await self._producer._sender._find_coordinator(kind, key))
+
+    async def _until_taken(self, attempt: Callable[[], Awaitable[list[int]]]) -> None:
+        while codes := {code for code in await attempt() if code != 0}:
+            if codes & _FENCED:
+                raise ProducerFenced
+            if wrong := codes - _ELSEWHERE - {_TOO_EARLY}:
+                raise for_code(wrong.pop())
+            if codes & _ELSEWHERE:
+                self._producer._sender._coordinators.clear()
+            await asyncio.sleep(_TOO_EARLY_SECONDS if _TOO_EARLY in codes else _ELSEWHERE_SECONDS)
+
+
+# The requests: https://kafka.apache.org/protocol, by these names -----------------------------------------------
+
+
+class _Versioned:
+    """A request in the one version in which we know it, as aiokafka's connections take one."""
+
+    def __init__(self, request: RequestStruct) -> None:
+        self._request = request
+
+    def prepare(self, versions: dict[int, tuple[int, int]]) -> RequestStruct:
+        key, version = self._request.API_KEY, self._request.API_VERSION
+        least, most = versions.get(key, (0, -1))
+        if not least <= version <= most:
+            raise IncompatibleBrokerVersion(
+                f"request {key} in version {version}: the broker takes {least} to {most}"
+            )
+        return self._request
+
+
+class _ApiVersionsResponse(Response):  # type: ignore[misc]
+    API_KEY = 18
+    API_VERSION = 3
+    SCHEMA = Schema(
+        ("error_code", Int16),
+        (
+            "api_keys",
+            CompactArray(("api_key", Int16), ("min", Int16), ("max", Int16), ("tags", TaggedFields)),
+        ),
+        ("throttle_time_ms", Int32),
+        ("tags", TaggedFields),
+    )
+
+
+_FEATURES = CompactArray(("name", CompactString()), ("max", Int16), ("min", Int16), ("tags", TaggedFields))
+
+
+class _ApiVersions(RequestStruct):  # type: ignore[misc]
+    API_KEY = 18
+    API_VERSION = 3
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _ApiVersionsResponse
+    SCHEMA = Schema(
+        ("client_software_name", CompactString()),
+        ("client_software_version", CompactString()),
+        ("tags", TaggedFields),
+    )
+
+    def parse_response_header(self, read_buffer: BytesIO | bytes) -> ResponseHeader_v0:
+        return ResponseHeader_v0.decode(read_buffer)  # the one that isn't flexible in any version
+
+
+class _ProduceResponse(Response):  # type: ignore[misc]
+    API_KEY = 0
+    API_VERSION = 12
+    SCHEMA = Schema(
+        ("topics", CompactArray(
+            ("name", CompactString()),
+            ("partitions", CompactArray(
+                ("index", Int32), ("error_code", Int16), ("base_offset", Int64), ("log_append_time_ms", Int64),
+                ("log_start_offset", Int64),
+                ("record_errors", CompactArray(
+                    ("batch_index", Int32), ("message", CompactString()), ("tags", TaggedFields))),
+                ("error_message", CompactString()), ("tags", TaggedFields))),
+            ("tags", TaggedFields))),
+        ("throttle_time_ms", Int32),
+        ("tags", TaggedFields),
+    )  # fmt: skip
+
+
+class _Produce(RequestStruct):  # type: ignore[misc]
+    API_KEY = 0
+    API_VERSION = 12
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _ProduceResponse
+    SCHEMA = Schema(
+        ("transactional_id", CompactString()),
+        ("acks", Int16),
+        ("timeout_ms", Int32),
+        ("topics", CompactArray(
+            ("name", CompactString()),
+            ("partitions", CompactArray(("index", Int32), ("records", CompactBytes), ("tags", TaggedFields))),
+            ("tags", TaggedFields))),
+        ("tags", TaggedFields),
+    )  # fmt: skip
+
+
+class _TxnOffsetCommitResponse(Response):  # type: ignore[misc]
+    API_KEY = 28
+    API_VERSION = 5
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("topics", CompactArray(
+            ("name", CompactString()),
+            ("partitions", CompactArray(("index", Int32), ("error_code", Int16), ("tags", TaggedFields))),
+            ("tags", TaggedFields))),
+        ("tags", TaggedFields),
+    )  # fmt: skip
+
+
+class _TxnOffsetCommit(RequestStruct):  # type: ignore[misc]
+    API_KEY = 28
+    API_VERSION = 5
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _TxnOffsetCommitResponse
+    SCHEMA = Schema(
+        ("transactional_id", CompactString()),
+        ("group_id", CompactString()),
+        ("producer_id", Int64),
+        ("producer_epoch", Int16),
+        ("generation_id", Int32),
+        ("member_id", CompactString()),
+        ("group_instance_id", CompactString()),
+        ("topics", CompactArray(
+            ("name", CompactString()),
+            ("partitions", CompactArray(
+                ("index", Int32), ("offset", Int64), ("leader_epoch", Int32), ("metadata", CompactString()),
+                ("tags", TaggedFields))),
+            ("tags", TaggedFields))),
+        ("tags", TaggedFields),
+    )  # fmt: skip
+
+
+class _EndTxnResponse(Response):  # type: ignore[misc]
+    API_KEY = 26
+    API_VERSION = 5
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("error_code", Int16),
+        ("producer_id", Int64),
+        ("producer_epoch", Int16),
+        ("tags", TaggedFields),
+    )
+
+
+class _EndTxn(RequestStruct):  # type: ignore[misc]
+    API_KEY = 26
+    API_VERSION = 5
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _EndTxnResponse
+    SCHEMA = Schema(
+        ("transactional_id", CompactString()),
+        ("producer_id", Int64),
+        ("producer_epoch", Int16),
+        ("committed", Boolean),
+        ("tags", TaggedFields),
+    )
