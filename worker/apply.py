@@ -68,8 +68,9 @@ class LanePosition:
     next_to_apply: int
     latest_arrival: int
     accepted_until: int
-    locked_batches: int = 0
-    """So many more lock what they read at once."""
+    locked_batches: int = 1
+    """So many more lock what they read at once: the first one, as there is trouble that only that way gets over (rows that
+    are too large to be read together)."""
 
 
 @dataclass(slots=True)

@@ -130,7 +130,7 @@ async def _lacking(connection: Connection, role: str) -> AsyncGenerator[tuple[st
     for row in await connection.fetch(_sql("table_rights")):
         table = f"measurement_updates.{row['table']}"
         yield f"{table}: no {row['missing']}", f"GRANT {row['missing']} ON {table} TO {role}"
-    read = [*MODEL_COLUMNS, *OUR_COLUMNS, "answer_lane", "answer_offset"]
+    read = [*MODEL_COLUMNS, *OUR_COLUMNS, "answer_lane", "answer_offset", "xmin"]
     columns = await connection.fetch(_sql("column_rights"), read, list(_WRITTEN))
     for wanted in ("SELECT", "UPDATE"):
         if names := ", ".join(row["column"] for row in columns if row["wanted"] == wanted):

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
-    LeaderNotAvailableError,
+    KafkaError,
     ProducerFenced,
     for_code,
 )
@@ -40,9 +40,15 @@ _FENCED = {47, 90}
 """INVALID_PRODUCER_EPOCH, PRODUCER_FENCED."""
 _TOO_EARLY = 51
 """CONCURRENT_TRANSACTIONS: the markers of the last one aren't written yet."""
-_ELSEWHERE = {14, 15, 16}
-"""The coordinator is loading, not there, or another broker by now."""
-_TOO_EARLY_SECONDS, _ELSEWHERE_SECONDS = 0.002, 0.05
+_NO_LEADER = 5
+_ELSEWHERE = {3, _NO_LEADER, 6, 14, 15, 16}
+"""The partition, or the coordinator, is another broker's by now, or isn't ready there yet."""
+_NOT_NOW = {19, 20}
+"""NOT_ENOUGH_REPLICAS (also where a leader doesn't reach the coordinator), and the same, but already written there."""
+_DUPLICATE = 46
+"""DUPLICATE_SEQUENCE_NUMBER: taken already."""
+_UNKNOWN = -1
+_TOO_EARLY_SECONDS, _NOT_NOW_SECONDS = 0.002, 0.05
 
 Batches = Sequence[tuple[TopicPartition, BatchBuilder]]
 
@@ -104,21 +110,31 @@ class Transactions:
         await self._until_taken(attempt)
 
     async def _produce(self, wave: dict[TopicPartition, bytes]) -> None:
-        by_leader: defaultdict[int, dict[TopicPartition, bytes]] = defaultdict(dict)
-        for tp, records in wave.items():
-            leader = self._producer.client.cluster.leader_for_partition(tp)
-            if leader is None or leader < 0:
-                raise LeaderNotAvailableError(f"{tp.topic}/{tp.partition} has no leader")
-            by_leader[leader][tp] = records
-        # one after the other: the coordinator takes one request of a producer at a time
-        for leader, todo in by_leader.items():
-            await self._until_taken(lambda leader=leader, todo=todo: self._produce_to(leader, todo))  # type: ignore[misc]
+        """Of what isn't taken at once the same bytes are sent again: brokers tell by their sequence numbers."""
 
-    async def _produce_to(self, leader: int, todo: dict[TopicPartition, bytes]) -> list[int]:
-        """What isn't taken yet stays in `todo`. Returns the error codes."""
+        async def attempt() -> list[int]:
+            by_leader: defaultdict[int, list[TopicPartition]] = defaultdict(list)
+            for tp in wave:
+                leader = self._producer.client.cluster.leader_for_partition(tp)
+                by_leader[-1 if leader is None else leader].append(tp)
+            if -1 in by_leader:
+                return [_NO_LEADER]
+            # one after the other: the coordinator takes one request of a producer at a time
+            return [
+                code
+                for leader, tps in by_leader.items()
+                for code in await self._produce_to(leader, tps, wave)
+            ]
+
+        await self._until_taken(attempt)
+
+    async def _produce_to(
+        self, leader: int, tps: Sequence[TopicPartition], wave: dict[TopicPartition, bytes]
+    ) -> list[int]:
+        """What isn't taken stays in `wave`. Returns the error codes."""
         topics: defaultdict[str, list[Any]] = defaultdict(list)
-        for tp, records in todo.items():
-            topics[tp.topic].append((tp.partition, records, _NO_TAGS))
+        for tp in tps:
+            topics[tp.topic].append((tp.partition, wave[tp], _NO_TAGS))
         request = _Produce(
             self._id,
             -1,
@@ -127,13 +143,15 @@ class Transactions:
             _NO_TAGS,
         )
         said = await self._producer.client.send(leader, _Versioned(request))
-        codes = []
-        for topic, partitions, _ in said.topics:
-            for partition, code, *_ in partitions:
-                codes.append(code)
-                if code == 0:
-                    del todo[TopicPartition(topic, partition)]
-        return codes
+        codes = {
+            TopicPartition(topic, partition): code
+            for topic, partitions, _ in said.topics
+            for partition, code, *_ in partitions
+        }
+        for tp in tps:
+            if codes.get(tp) in (0, _DUPLICATE):
+                del wave[tp]
+        return [codes.get(tp, _UNKNOWN) for tp in tps if tp in wave]
 
     async def _commit(self, offsets: dict[TopicPartition, int]) -> None:
         topics: defaultdict[str, list[Any]] = defaultdict(list)
@@ -149,7 +167,10 @@ class Transactions:
             said = await self._producer.client.send(
                 node, _Versioned(request), group=ConnectionGroup.COORDINATION
             )
-            return [code for _, partitions, _ in said.topics for _, code, _ in partitions]
+            codes = [code for _, partitions, _ in said.topics for _, code, _ in partitions]
+            if len(codes) != len(offsets):
+                raise KafkaError(f"{len(offsets)} offsets were sent, the answer is about {len(codes)}")
+            return codes
 
         await self._until_taken(attempt)
 
@@ -160,11 +181,12 @@ class Transactions:
         while codes := {code for code in await attempt() if code != 0}:
             if codes & _FENCED:
                 raise ProducerFenced
-            if wrong := codes - _ELSEWHERE - {_TOO_EARLY}:
+            if wrong := codes - _ELSEWHERE - _NOT_NOW - {_TOO_EARLY}:
                 raise for_code(wrong.pop())
             if codes & _ELSEWHERE:
                 self._producer._sender._coordinators.clear()
-            await asyncio.sleep(_TOO_EARLY_SECONDS if _TOO_EARLY in codes else _ELSEWHERE_SECONDS)
+                await self._producer.client.force_metadata_update()
+            await asyncio.sleep(_TOO_EARLY_SECONDS if codes == {_TOO_EARLY} else _NOT_NOW_SECONDS)
 
 
 # The requests: https://kafka.apache.org/protocol, by these names -----------------------------------------------

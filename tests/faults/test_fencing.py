@@ -76,7 +76,7 @@ async def test_a_lane_that_is_taken_over_while_it_writes_has_written_nothing(lab
     try:
         await connection.execute(queries()["begin_lane"], "t", 0, "cluster", "group", 0)
         row = await connection.fetchrow(queries()["find_lane"], "t", 0)
-        position = LanePosition(row["lane"], row["epoch"], 0, 0, 2**62)
+        position = LanePosition(row["lane"], row["epoch"], 0, 0, 2**62, locked_batches=0)
         ground = Ground(row["lane"], 0, AnswerForm("t", "updated", "rejected", "worker"), 1_000)
         record = ConsumerRecord("t", 0, 0, 1, 1, b"m-1", b'{"notes": "x"}', None, 3, 14, ())
         batch = Batch(decode_batch([record], 0, DecodeLimits()), 1)

@@ -230,6 +230,18 @@ async def test_rights_that_the_databases_role_lacks_are_found_and_what_grants_th
             await lab.database.execute(check["mend"])
         mended = await doctor(lab, "--json", DATABASE_URL=dsn)
         assert (mended.code, findings(mended)) == (0, [])
+
+        names = ", ".join(
+            row["attname"]
+            for row in await lab.database.fetch(
+                "SELECT attname FROM pg_attribute WHERE attrelid = 'cell_measurements'::regclass AND attnum > 0"
+            )
+        )
+        await lab.database.execute(
+            f"REVOKE SELECT ON cell_measurements FROM {role}; GRANT SELECT ({names}) ON cell_measurements TO {role}"
+        )
+        [found] = findings(await doctor(lab, "--json", DATABASE_URL=dsn))
+        assert "cell_measurements: no SELECT on xmin" in found["said"]
     finally:
         await lab.database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 

@@ -19,13 +19,14 @@ WHERE c.relnamespace = to_regnamespace('measurement_updates') AND c.relkind = 'r
 GROUP BY c.relname ORDER BY c.relname;
 
 -- name: column_rights
--- Columns of the measurements on which this role lacks something. $1 all that are read, $2 those that are written
+-- Columns of the measurements on which this role lacks something. $1 all that are read, $2 those that are written. xmin tells
+-- whether a row is still as it was read: a role that is granted single columns needs that one, too.
 SELECT a.attname AS column, wanted
 FROM pg_attribute AS a, unnest(ARRAY['SELECT', 'UPDATE']) AS wanted
-WHERE a.attrelid = to_regclass('cell_measurements') AND a.attnum > 0 AND NOT a.attisdropped
+WHERE a.attrelid = to_regclass('cell_measurements') AND (a.attnum > 0 OR a.attname = 'xmin') AND NOT a.attisdropped
   AND (a.attname = ANY ($1::text[]) AND wanted = 'SELECT' OR a.attname = ANY ($2::text[]) AND wanted = 'UPDATE')
   AND NOT has_column_privilege(a.attrelid, a.attnum, wanted)
-ORDER BY a.attnum;
+ORDER BY a.attnum < 0, a.attnum;
 
 -- name: other_rights
 -- The schema's is NULL where there is none.
