@@ -98,6 +98,18 @@ async def test_a_lane_that_is_taken_over_while_it_writes_has_written_nothing(lab
     assert await lab.database.fetchval("SELECT count(*) FROM measurement_updates.applied_updates") == 0
 
 
+async def test_a_batch_that_can_only_be_read_locked_is_so_after_a_take_over(
+    lab: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its rows are too large to be read together in time."""
+    await lab.seed("m-1")
+    monkeypatch.setitem(queries(), "read_batch", "SELECT nothing_of_the_kind")
+    async with lab.worker():
+        await lab.update("m-1", {"notes": "x"}, id="e-1")
+        [answer] = await lab.answers()
+    assert not answer.rejected
+
+
 async def test_an_answer_waits_for_the_one_before_it_without_locks_and_without_holding_up_a_stop(
     lab: System, log: Log
 ) -> None:
