@@ -40,6 +40,8 @@ MAX_CLOCK_LEAD = 5 * 60 * 1000
 
 _FEW = 64
 """Up to so many applied updates go with the rows. More go by COPY: half the work on both sides, but two round trips more."""
+_LITTLE = 1024**2
+"""Bytes of rows that are read without a lock, at most: a larger batch is cut, which the other way does while it reads."""
 _LOCKED_BATCHES = 16
 """So many batches lock what they read at once, after somebody else has written to what a batch had read."""
 
@@ -194,7 +196,7 @@ async def _apply_unlocked(
         position.epoch,
         position.next_to_apply,
         ids,
-        ground.max_batch_bytes,
+        min(_LITTLE, ground.max_batch_bytes),
         _identities(updates),
     )
     _check_lane(found, position, batch)

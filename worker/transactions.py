@@ -50,7 +50,7 @@ _DUPLICATE = 46
 _UNKNOWN = -1
 _TOO_EARLY_SECONDS, _NOT_NOW_SECONDS = 0.002, 0.05
 
-Batches = Sequence[tuple[TopicPartition, BatchBuilder]]
+Batches = list[tuple[TopicPartition, BatchBuilder]]
 
 
 class Transactions:
@@ -79,18 +79,23 @@ class Transactions:
         return any(name == _FEATURE and most >= _VERSION for name, most, _, _ in features)
 
     async def send(self, batches: Batches, offsets: dict[TopicPartition, int]) -> None:
-        """Everything that becomes visible when the transaction ends. Raises KafkaError."""
+        """Everything that becomes visible when the transaction ends. Raises KafkaError.
+
+        `batches` is emptied: what is sent isn't kept, it may be large.
+        """
         sequences: defaultdict[TopicPartition, int] = defaultdict(int)  # they begin anew with each epoch
-        waves: list[dict[TopicPartition, bytes]] = []  # a request takes one batch of each partition
-        sent: defaultdict[TopicPartition, int] = defaultdict(int)
-        for tp, batch in batches:
-            batch._set_producer_state(self._producer_id, self._epoch, sequences[tp])
-            sequences[tp] += batch.record_count()
-            if sent[tp] == len(waves):
-                waves.append({})
-            waves[sent[tp]][tp] = batch._build()
-            sent[tp] += 1
-        for wave in waves:
+        while batches:
+            wave: dict[TopicPartition, bytes] = {}  # a request takes one batch of each partition
+            later: Batches = []
+            for tp, batch in batches:
+                if tp in wave:
+                    later.append((tp, batch))
+                    continue
+                batch._set_producer_state(self._producer_id, self._epoch, sequences[tp])
+                sequences[tp] += batch.record_count()
+                wave[tp] = batch._build()
+            batches[:] = later
+            del batch
             await self._produce(wave)
         await self._commit(offsets)
 
