@@ -30,7 +30,7 @@ from worker.rejected_cases import settle_cases
 from worker.sql import queries
 from worker.stages import Watching, unwatched
 
-Move: TypeAlias = tuple[int, int, int, int, int | None, int | None, bytes | None, int]
+LaneMove: TypeAlias = tuple[int, int, int, int, int | None, int | None, bytes | None, int]
 """The lane's epoch and next_to_apply as they were; next_to_apply, next_to_answer, the last record's offset, timestamp and
 digest, and the latest arrival, as they will be."""
 _LOCKED = [None] * 10
@@ -41,7 +41,9 @@ MAX_CLOCK_LEAD = 5 * 60 * 1000
 _FEW = 64
 """Up to so many applied updates go with the rows. More go by COPY: half the work on both sides, but two round trips more."""
 _LITTLE = 1024**2
-"""Bytes of rows that are read without a lock, at most: a larger batch is cut, which the other way does while it reads."""
+"""Bytes of rows that are read without a lock, at most. The other way cuts batches whose rows are larger while it reads them;
+this one would have made all of them text before it knew.
+"""
 _LOCKED_BATCHES = 16
 """So many batches lock what they read at once, after somebody else has written to what a batch had read."""
 
@@ -132,7 +134,7 @@ async def _apply_locked(
     batch: Batch,
     updates: Sequence[Update],
     ground: Ground,
-    move: Move,
+    move: LaneMove,
     stage: Watching,
 ) -> Plan:
     sql = queries()
@@ -179,7 +181,7 @@ async def _apply_unlocked(
     batch: Batch,
     updates: Sequence[Update],
     ground: Ground,
-    move: Move,
+    move: LaneMove,
     stage: Watching,
 ) -> Plan | None:
     """A small batch of plain updates. None where it is anything else, or something else has written in between: then nothing

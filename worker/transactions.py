@@ -8,34 +8,26 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from io import BytesIO
-from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import ConnectionGroup, CoordinationType
-from aiokafka.errors import (
-    IncompatibleBrokerVersion,
-    KafkaError,
-    ProducerFenced,
-    for_code,
-)
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, ProducerFenced, for_code
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.protocol.api import RequestStruct, Response, ResponseHeader_v0
-from aiokafka.protocol.types import (
-    Boolean,
-    CompactArray,
-    CompactBytes,
-    CompactString,
-    Int16,
-    Int32,
-    Int64,
-    Schema,
-    TaggedFields,
+
+from worker.transaction_requests import (
+    FEATURES,
+    NO_TAGS,
+    ApiVersions,
+    EndTxn,
+    Produce,
+    TxnOffsetCommit,
+    Versioned,
+    by_topic,
 )
 
 _FEATURE, _VERSION = "transaction.version", 2
-_FINALIZED_FEATURES = 2
+_FINALIZED = 2
 """The tag in a response to ApiVersions."""
-_NO_TAGS: dict[int, bytes] = {}
 _FENCED = {47, 90}
 """INVALID_PRODUCER_EPOCH, PRODUCER_FENCED."""
 _TOO_EARLY = 51
@@ -67,15 +59,15 @@ class Transactions:
     async def are_spoken(self) -> bool:
         """Does the cluster take them? Raises KafkaError."""
         node = await self._coordinator(CoordinationType.TRANSACTION, self._id)
-        request = _ApiVersions("measurement-updates", "1", _NO_TAGS)
+        request = ApiVersions("measurement-updates", "1", NO_TAGS)
         try:
             said = await self._producer.client.send(
-                node, _Versioned(request), group=ConnectionGroup.COORDINATION
+                node, Versioned(request), group=ConnectionGroup.COORDINATION
             )
         except IncompatibleBrokerVersion:
             return False
-        raw = said.tags.get(_FINALIZED_FEATURES)
-        features = [] if raw is None else _FEATURES.decode(BytesIO(raw))
+        raw = said.tags.get(_FINALIZED)
+        features = [] if raw is None else FEATURES.decode(BytesIO(raw))
         return any(name == _FEATURE and most >= _VERSION for name, most, _, _ in features)
 
     async def send(self, batches: Batches, offsets: dict[TopicPartition, int]) -> None:
@@ -104,9 +96,9 @@ class Transactions:
 
         async def attempt() -> list[int]:
             node = await self._coordinator(CoordinationType.TRANSACTION, self._id)
-            request = _EndTxn(self._id, self._producer_id, self._epoch, True, _NO_TAGS)
+            request = EndTxn(self._id, self._producer_id, self._epoch, True, NO_TAGS)
             said = await self._producer.client.send(
-                node, _Versioned(request), group=ConnectionGroup.COORDINATION
+                node, Versioned(request), group=ConnectionGroup.COORDINATION
             )
             if said.error_code == 0:
                 self._producer_id, self._epoch = said.producer_id, said.producer_epoch
@@ -137,17 +129,9 @@ class Transactions:
         self, leader: int, tps: Sequence[TopicPartition], wave: dict[TopicPartition, bytes]
     ) -> list[int]:
         """What isn't taken stays in `wave`. Returns the error codes."""
-        topics: defaultdict[str, list[Any]] = defaultdict(list)
-        for tp in tps:
-            topics[tp.topic].append((tp.partition, wave[tp], _NO_TAGS))
-        request = _Produce(
-            self._id,
-            -1,
-            self._producer._request_timeout_ms,
-            [(topic, partitions, _NO_TAGS) for topic, partitions in topics.items()],
-            _NO_TAGS,
-        )
-        said = await self._producer.client.send(leader, _Versioned(request))
+        records = by_topic((tp, (wave[tp],)) for tp in tps)
+        request = Produce(self._id, -1, self._producer._request_timeout_ms, records, NO_TAGS)
+        said = await self._producer.client.send(leader, Versioned(request))
         codes = {
             TopicPartition(topic, partition): code
             for topic, partitions, _ in said.topics
@@ -159,18 +143,15 @@ class Transactions:
         return [codes.get(tp, _UNKNOWN) for tp in tps if tp in wave]
 
     async def _commit(self, offsets: dict[TopicPartition, int]) -> None:
-        topics: defaultdict[str, list[Any]] = defaultdict(list)
-        for tp, offset in offsets.items():
-            topics[tp.topic].append((tp.partition, offset, -1, "", _NO_TAGS))
+        topics = by_topic((tp, (offset, -1, "")) for tp, offset in offsets.items())
 
         async def attempt() -> list[int]:
             node = await self._coordinator(CoordinationType.GROUP, self._group)
-            request = _TxnOffsetCommit(
-                self._id, self._group, self._producer_id, self._epoch, -1, "", None,
-                [(topic, partitions, _NO_TAGS) for topic, partitions in topics.items()], _NO_TAGS,
+            request = TxnOffsetCommit(
+                self._id, self._group, self._producer_id, self._epoch, -1, "", None, topics, NO_TAGS
             )  # fmt: skip
             said = await self._producer.client.send(
-                node, _Versioned(request), group=ConnectionGroup.COORDINATION
+                node, Versioned(request), group=ConnectionGroup.COORDINATION
             )
             codes = [code for _, partitions, _ in said.topics for _, code, _ in partitions]
             if len(codes) != len(offsets):
@@ -192,151 +173,3 @@ class Transactions:
                 self._producer._sender._coordinators.clear()
                 await self._producer.client.force_metadata_update()
             await asyncio.sleep(_TOO_EARLY_SECONDS if codes == {_TOO_EARLY} else _NOT_NOW_SECONDS)
-
-
-# The requests: https://kafka.apache.org/protocol, by these names -----------------------------------------------
-
-
-class _Versioned:
-    """A request in the one version in which we know it, as aiokafka's connections take one."""
-
-    def __init__(self, request: RequestStruct) -> None:
-        self._request = request
-
-    def prepare(self, versions: dict[int, tuple[int, int]]) -> RequestStruct:
-        key, version = self._request.API_KEY, self._request.API_VERSION
-        least, most = versions.get(key, (0, -1))
-        if not least <= version <= most:
-            raise IncompatibleBrokerVersion(
-                f"request {key} in version {version}: the broker takes {least} to {most}"
-            )
-        return self._request
-
-
-class _ApiVersionsResponse(Response):  # type: ignore[misc]
-    API_KEY = 18
-    API_VERSION = 3
-    SCHEMA = Schema(
-        ("error_code", Int16),
-        (
-            "api_keys",
-            CompactArray(("api_key", Int16), ("min", Int16), ("max", Int16), ("tags", TaggedFields)),
-        ),
-        ("throttle_time_ms", Int32),
-        ("tags", TaggedFields),
-    )
-
-
-_FEATURES = CompactArray(("name", CompactString()), ("max", Int16), ("min", Int16), ("tags", TaggedFields))
-
-
-class _ApiVersions(RequestStruct):  # type: ignore[misc]
-    API_KEY = 18
-    API_VERSION = 3
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _ApiVersionsResponse
-    SCHEMA = Schema(
-        ("client_software_name", CompactString()),
-        ("client_software_version", CompactString()),
-        ("tags", TaggedFields),
-    )
-
-    def parse_response_header(self, read_buffer: BytesIO | bytes) -> ResponseHeader_v0:
-        return ResponseHeader_v0.decode(read_buffer)  # the one that isn't flexible in any version
-
-
-class _ProduceResponse(Response):  # type: ignore[misc]
-    API_KEY = 0
-    API_VERSION = 12
-    SCHEMA = Schema(
-        ("topics", CompactArray(
-            ("name", CompactString()),
-            ("partitions", CompactArray(
-                ("index", Int32), ("error_code", Int16), ("base_offset", Int64), ("log_append_time_ms", Int64),
-                ("log_start_offset", Int64),
-                ("record_errors", CompactArray(
-                    ("batch_index", Int32), ("message", CompactString()), ("tags", TaggedFields))),
-                ("error_message", CompactString()), ("tags", TaggedFields))),
-            ("tags", TaggedFields))),
-        ("throttle_time_ms", Int32),
-        ("tags", TaggedFields),
-    )  # fmt: skip
-
-
-class _Produce(RequestStruct):  # type: ignore[misc]
-    API_KEY = 0
-    API_VERSION = 12
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _ProduceResponse
-    SCHEMA = Schema(
-        ("transactional_id", CompactString()),
-        ("acks", Int16),
-        ("timeout_ms", Int32),
-        ("topics", CompactArray(
-            ("name", CompactString()),
-            ("partitions", CompactArray(("index", Int32), ("records", CompactBytes), ("tags", TaggedFields))),
-            ("tags", TaggedFields))),
-        ("tags", TaggedFields),
-    )  # fmt: skip
-
-
-class _TxnOffsetCommitResponse(Response):  # type: ignore[misc]
-    API_KEY = 28
-    API_VERSION = 5
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        ("topics", CompactArray(
-            ("name", CompactString()),
-            ("partitions", CompactArray(("index", Int32), ("error_code", Int16), ("tags", TaggedFields))),
-            ("tags", TaggedFields))),
-        ("tags", TaggedFields),
-    )  # fmt: skip
-
-
-class _TxnOffsetCommit(RequestStruct):  # type: ignore[misc]
-    API_KEY = 28
-    API_VERSION = 5
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _TxnOffsetCommitResponse
-    SCHEMA = Schema(
-        ("transactional_id", CompactString()),
-        ("group_id", CompactString()),
-        ("producer_id", Int64),
-        ("producer_epoch", Int16),
-        ("generation_id", Int32),
-        ("member_id", CompactString()),
-        ("group_instance_id", CompactString()),
-        ("topics", CompactArray(
-            ("name", CompactString()),
-            ("partitions", CompactArray(
-                ("index", Int32), ("offset", Int64), ("leader_epoch", Int32), ("metadata", CompactString()),
-                ("tags", TaggedFields))),
-            ("tags", TaggedFields))),
-        ("tags", TaggedFields),
-    )  # fmt: skip
-
-
-class _EndTxnResponse(Response):  # type: ignore[misc]
-    API_KEY = 26
-    API_VERSION = 5
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        ("error_code", Int16),
-        ("producer_id", Int64),
-        ("producer_epoch", Int16),
-        ("tags", TaggedFields),
-    )
-
-
-class _EndTxn(RequestStruct):  # type: ignore[misc]
-    API_KEY = 26
-    API_VERSION = 5
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _EndTxnResponse
-    SCHEMA = Schema(
-        ("transactional_id", CompactString()),
-        ("producer_id", Int64),
-        ("producer_epoch", Int16),
-        ("committed", Boolean),
-        ("tags", TaggedFields),
-    )
