@@ -6,8 +6,9 @@
 4. write rows, applied and rejected updates, and what became of rejected cases
 5. commit
 
-A small batch is first tried in two statements, each a transaction by itself: read without a lock, plan, and write if all is
-as it was read. Where something else has written in between, or it is more than plain updates, it goes the way above.
+A batch of plain updates is first tried without locks: read, plan, and then write if all is as it was read (a small one in
+one statement, which is a transaction by itself). Where something else has written in between, or it is more than plain
+updates, it goes the way above.
 """
 
 import hashlib
@@ -41,11 +42,14 @@ MAX_CLOCK_LEAD = 5 * 60 * 1000
 _FEW = 64
 """Up to so many applied updates go with the rows. More go by COPY: half the work on both sides, but two round trips more."""
 _LITTLE = 1024**2
-"""Bytes of rows that are read without a lock, at most. The other way cuts batches whose rows are larger while it reads them;
-this one would have made all of them text before it knew.
+"""Bytes of rows that are read without a lock for so few, at most. The other way cuts batches whose rows are larger while it
+reads them; this one makes all of them text before it knows.
 """
+_LARGE_ROW = 16 * 1024
+"""Bytes of a row, as it is stored, that is read under a lock only: compressed, it may be a hundred times as long."""
 _LOCKED_BATCHES = 16
-"""So many batches lock what they read at once, after somebody else has written to what a batch had read."""
+"""So many batches lock what they read at once, after somebody else has written to what one had read, or many updates were read
+in vain."""
 
 
 class AheadOfClock(Exception):
@@ -184,13 +188,14 @@ async def _apply_unlocked(
     move: LaneMove,
     stage: Watching,
 ) -> Plan | None:
-    """A small batch of plain updates. None where it is anything else, or something else has written in between: then nothing
-    was written."""
-    if not 0 < len(batch.events) == len(updates) <= _FEW or any(update.sent_again for update in updates):
+    """A batch of plain updates. None where it is anything else, or something else has written in between: then nothing was
+    written."""
+    if not 0 < len(batch.events) == len(updates) or any(update.sent_again for update in updates):
         return None
     if position.locked_batches:
         position.locked_batches -= 1
         return None
+    few = len(updates) <= _FEW
     ids = list({update.measurement_id for update in updates})
     found = await connection.fetch(
         queries()["read_batch"],
@@ -198,23 +203,32 @@ async def _apply_unlocked(
         position.epoch,
         position.next_to_apply,
         ids,
-        min(_LITTLE, ground.max_batch_bytes),
+        min(_LITTLE, ground.max_batch_bytes) if few else ground.max_batch_bytes,
         _identities(updates),
+        _LARGE_ROW,
     )
     _check_lane(found, position, batch)
-    if len(found) < len(ids) or found[0]["id"] is None or found[0]["any_known"]:
+    result = None
+    if len(found) == len(ids) and found[0]["id"] is not None and not found[0]["any_known"]:
+        measurements = MeasurementRows()
+        measurements.add(found)
+        with stage("plan"):
+            result = plan(batch.events, measurements, {}, ground)
+    if result is None or result.rejected or result.duplicates:
+        if not few:
+            position.locked_batches = _LOCKED_BATCHES
         return None
-    measurements = MeasurementRows()
-    measurements.add(found)
-    with stage("plan"):
-        result = plan(batch.events, measurements, {}, ground)
-    if result.rejected or result.duplicates:
-        return None
-    reached("before_postgres_commit")
     writers = {row["id"]: row["written_by"] for row in found}
     as_read = [writers[measurement.id] for measurement in result.measurements]
+    unlocked = (as_read, *move, len(as_read))
     try:
-        await _write_updates(connection, result, ground, (as_read, *move, len(as_read)))
+        if few:
+            reached("before_postgres_commit")
+            await _write_updates(connection, result, ground, unlocked)
+        else:
+            async with transaction(connection):
+                await _write_updates(connection, result, ground, unlocked)
+                reached("before_postgres_commit")
     except asyncpg.SerializationError:
         position.locked_batches = _LOCKED_BATCHES
         return None

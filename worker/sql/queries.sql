@@ -92,11 +92,12 @@ SELECT EXISTS (SELECT FROM cell_measurements);
 SELECT identity, content, arrival FROM measurement_updates.applied_updates WHERE identity = ANY($1::bytea[]);
 
 -- name: read_batch
--- What a small batch is planned by, read without a lock: whether it still holds `write_updates` finds out. No row at all
+-- What plain updates are planned by, read without a lock: whether it still holds `write_updates` finds out. No row at all
 -- where the lane isn't ours or isn't where we left it. The measurements in id order, as far as they fit, each with the
 -- transaction that has written it, the database's clock, and whether any of the identities is known; one of NULLs where no
 -- measurement is there.
--- $1 lane, $2 epoch, $3 next_to_apply, $4 ids, $5 at most so many bytes of text (the first row always), $6 identities
+-- $1 lane, $2 epoch, $3 next_to_apply, $4 ids, $5 at most so many bytes of text (the first row always), $6 identities,
+-- $7 rows whose values take more bytes as they are stored are left out, before they are made text
 WITH lane AS (
     SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS clock,
            EXISTS (SELECT FROM measurement_updates.applied_updates WHERE identity = ANY ($6::bytea[])) AS any_known
@@ -107,7 +108,11 @@ WITH lane AS (
            m.file_metadata::text AS file_metadata, m.organization_id, m.created_by, m.created_by_email, m.created_at,
            m.updated_at, m.revision, m.name_position, m.protocol_position, m.test_setup_position, m.notes_position,
            m.properties_position, m.answer_lane, m.answer_offset, m.xmin AS written_by
-    FROM cell_measurements AS m WHERE m.id = ANY ($4::text[])
+    FROM cell_measurements AS m
+    WHERE m.id = ANY ($4::text[])
+      AND coalesce(pg_column_size(m.protocol), 0) + coalesce(pg_column_size(m.test_setup), 0)
+          + coalesce(pg_column_size(m.notes), 0) + coalesce(pg_column_size(m.properties), 0)
+          + coalesce(pg_column_size(m.file_metadata), 0) <= $7
     OFFSET 0  -- jsonb is made text once
 ), sized AS (
     SELECT *, octet_length(concat(protocol, test_setup, properties, file_metadata, notes)) AS bytes FROM found
