@@ -48,8 +48,8 @@ reads them; this one makes all of them text before it knows.
 _LARGE_ROW = 16 * 1024
 """Bytes of a row, as it is stored, that is read under a lock only: compressed, it may be a hundred times as long."""
 _LOCKED_BATCHES = 16
-"""So many batches lock what they read at once, after somebody else has written to what one had read, or many updates were read
-in vain."""
+"""So many batches lock what they read at once, after somebody else has written to what one had read, or many updates were
+read in vain."""
 
 
 class AheadOfClock(Exception):
