@@ -46,10 +46,11 @@ _LITTLE = 1024**2
 reads them; this one makes all of them text before it knows.
 """
 _LARGE_ROW = 16 * 1024
-"""Bytes of a row, as it is stored, that is read under a lock only: compressed, it may be a hundred times as long."""
-_LOCKED_BATCHES = 16
-"""So many batches lock what they read at once, after somebody else has written to what one had read, or many updates were
-read in vain."""
+"""Bytes of a row, as it is stored, beyond which it is read under a lock only. Of many rows, those with any compressed value,
+too: it may be a hundred times as long."""
+LOCKED_BATCHES = 16
+"""So many batches lock what they read at once, after one that was read without a lock in vain: somebody else has written to
+what it had read, it took too long, its rows are too large."""
 
 
 class AheadOfClock(Exception):
@@ -196,6 +197,8 @@ async def _apply_unlocked(
         position.locked_batches -= 1
         return None
     few = len(updates) <= _FEW
+    # unless it goes well: whatever fails here isn't tried again at once
+    position.locked_batches = LOCKED_BATCHES
     ids = list({update.measurement_id for update in updates})
     found = await connection.fetch(
         queries()["read_batch"],
@@ -206,6 +209,7 @@ async def _apply_unlocked(
         min(_LITTLE, ground.max_batch_bytes) if few else ground.max_batch_bytes,
         _identities(updates),
         _LARGE_ROW,
+        few,
     )
     _check_lane(found, position, batch)
     result = None
@@ -215,8 +219,8 @@ async def _apply_unlocked(
         with stage("plan"):
             result = plan(batch.events, measurements, {}, ground)
     if result is None or result.rejected or result.duplicates:
-        if not few:
-            position.locked_batches = _LOCKED_BATCHES
+        if few:  # it has cost little: the next one may be plain
+            position.locked_batches = 0
         return None
     writers = {row["id"]: row["written_by"] for row in found}
     as_read = [writers[measurement.id] for measurement in result.measurements]
@@ -230,8 +234,8 @@ async def _apply_unlocked(
                 await _write_updates(connection, result, ground, unlocked)
                 reached("before_postgres_commit")
     except asyncpg.SerializationError:
-        position.locked_batches = _LOCKED_BATCHES
         return None
+    position.locked_batches = 0
     return result
 
 

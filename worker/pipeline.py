@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from contracts.events import Violation
 from worker.answer import Answer
-from worker.apply import AheadOfClock, Batch, LanePosition, apply, clock_stop
+from worker.apply import LOCKED_BATCHES, AheadOfClock, Batch, LanePosition, apply, clock_stop
 from worker.crash_points import reached
 from worker.database import Connection, describe
 from worker.decode import decode
@@ -74,6 +74,8 @@ async def apply_batch(
             ]
         except TooMuchAtOnce as cut:
             todo += _in_pieces(batch, cut.fitting)
+            # only under a lock rows are read as far as they fit: so are these, and what comes after them may be no smaller
+            position.locked_batches = len(todo) + LOCKED_BATCHES
         except Exception as error:
             match judge_postgres(error):
                 case "again":

@@ -31,7 +31,7 @@ async def test_hot_queries_read_by_index_only_what_a_batch_names(migrated_url: s
         await connection.execute("SET plan_cache_mode = force_generic_plan")  # as a lane's session has it
         for name, arguments in (
             ("find_identities", "ARRAY[sha256('1'::bytea)]"),
-            ("read_batch", "1, 1, 0, ARRAY['1', '77'], 1000000, ARRAY[sha256('1'::bytea)], 16384"),
+            ("read_batch", "1, 1, 0, ARRAY['1', '77'], 1000000, ARRAY[sha256('1'::bytea)], 16384, false"),
             ("stored_updates", "1, 50, 90, 500, 1000000"),
             ("stored_rejections", "1, 50, 90, 500, 1000000"),
         ):

@@ -97,7 +97,8 @@ SELECT identity, content, arrival FROM measurement_updates.applied_updates WHERE
 -- transaction that has written it, the database's clock, and whether any of the identities is known; one of NULLs where no
 -- measurement is there.
 -- $1 lane, $2 epoch, $3 next_to_apply, $4 ids, $5 at most so many bytes of text (the first row always), $6 identities,
--- $7 rows whose values take more bytes as they are stored are left out, before they are made text
+-- $7 rows whose values take more bytes as they are stored are left out before they are made text, as are, $8 unless this
+-- is true, those with a compressed value
 WITH lane AS (
     SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS clock,
            EXISTS (SELECT FROM measurement_updates.applied_updates WHERE identity = ANY ($6::bytea[])) AS any_known
@@ -113,6 +114,9 @@ WITH lane AS (
       AND coalesce(pg_column_size(m.protocol), 0) + coalesce(pg_column_size(m.test_setup), 0)
           + coalesce(pg_column_size(m.notes), 0) + coalesce(pg_column_size(m.properties), 0)
           + coalesce(pg_column_size(m.file_metadata), 0) <= $7
+      AND ($8::boolean OR num_nonnulls(pg_column_compression(m.protocol), pg_column_compression(m.test_setup),
+                                       pg_column_compression(m.notes), pg_column_compression(m.properties),
+                                       pg_column_compression(m.file_metadata)) = 0)
     OFFSET 0  -- jsonb is made text once
 ), sized AS (
     SELECT *, octet_length(concat(protocol, test_setup, properties, file_metadata, notes)) AS bytes FROM found
