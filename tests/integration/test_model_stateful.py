@@ -602,5 +602,8 @@ async def test_rows_and_answers_are_the_naive_models_whatever_happens(migrated_u
             )
             runner.run(other.close())
 
-    await asyncio.to_thread(run)
+    for _ in range(3):  # by chance, something rare may be missing once
+        await asyncio.to_thread(run)
+        if happened.keys() >= INTERESTING:
+            break
     assert happened.keys() >= INTERESTING, happened
